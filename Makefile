@@ -1,0 +1,40 @@
+# The first command in a fresh clone may be any of these: each makes .venv and installs what it needs.
+PYTHON ?= python3.11
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+
+.PHONY: demo test test-all lint format benchmark-retrieval clean
+
+demo: .venv/demo            ## simulate, pretrain, compare, recommend: some five minutes on two cores
+	$(BIN)/python examples/demo.py
+
+test: .venv/test            ## all tests but the slow ones, with coverage
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+test-all: .venv/test        ## the slow ones too
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/dev             ## style, types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the raw files; resumable
+	$(BIN)/python benchmarks/retrieval.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+
+.venv/demo: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[report]" && touch $@
+
+.venv/test: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test]" && touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@
+
+clean:
+	rm -rf .venv demo pinrec-base

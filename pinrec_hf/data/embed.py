@@ -1,0 +1,168 @@
+"""Content vectors of items and queries, from their text by a sentence-transformers model (`pinrec embed`)."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+ROWS_AT_ONCE = 10_000  # held in memory with their vectors
+
+
+def load_text_model(model: str | os.PathLike[str], device: str | None = None) -> SentenceTransformer:
+    """Load a sentence-transformers model from a folder or the Hub.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        OSError: no such model, or no connection to fetch it.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError("embedding texts needs an extra: `pip install pinrec_hf[embed]`") from error
+    try:
+        return SentenceTransformer(os.fspath(model), device=device)
+    except OSError as error:
+        raise OSError(
+            f"cannot load {model!r}: {error}; give a model's folder or its name on the Hub"
+        ) from error
+
+
+def embed_texts(
+    texts: Sequence[str | None],
+    model: str | os.PathLike[str] | SentenceTransformer,
+    batch_size: int = 256,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Embed texts, in order.
+
+    Args:
+        texts: None is embedded as the empty text, which has a vector like any other.
+        model: a folder, a name on the Hub, or a loaded model.
+        batch_size: texts a forward pass.
+        device: such as `"cuda"`; by default the best there is. A loaded model stays where it is.
+
+    Returns:
+        float32 of shape `(len(texts), size)`, not normalised beyond what the model does.
+
+    Raises:
+        ValueError: no texts; something that is no text (the message names its row); a model that gives NaN.
+    """
+    if len(texts) == 0:
+        raise ValueError("there are no texts to embed")
+    texts = ["" if text is None else text for text in texts]
+    wrong = next((place for place, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"row {wrong}: {texts[wrong]!r} is no text; convert it to str, or give None")
+    if isinstance(model, (str, os.PathLike)):
+        model = load_text_model(model, device)
+    vectors = model.encode(
+        texts,
+        batch_size=batch_size,
+        convert_to_numpy=True,
+        show_progress_bar=progress and len(texts) > batch_size,
+    )
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"row {row}: the model gives NaN or infinity for {texts[row]!r}; use another precision"
+        )
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def embed_parquet(
+    input: str | os.PathLike[str],
+    *,
+    text_column: str,
+    model: str | os.PathLike[str] | SentenceTransformer,
+    output: str | os.PathLike[str],
+    batch_size: int = 256,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write a table again with one more column, `embedding` (list of float32), `ROWS_AT_ONCE` rows at a time.
+
+    Args:
+        input: a parquet file, or a glob of several with the same columns; rows keep their order.
+        text_column: the column of strings to embed; null counts as the empty text.
+        output: parquet file to write, whole or not at all.
+        model, batch_size, device: see `embed_texts`.
+
+    Returns:
+        `{"num_rows": ..., "num_null_texts": ..., "embedding_size": ...}`.
+
+    Raises:
+        FileNotFoundError: no such input.
+        FileExistsError: `output` exists.
+        ValueError: a truncated, foreign or empty input, no such column (the message lists those present), a
+            column that is no text, or an input that has an `embedding` column already.
+    """
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} exists: choose another output, or remove it first")
+    paths = [os.fspath(input)] if os.path.exists(input) else sorted(glob.glob(os.fspath(input)))
+    if not paths:
+        raise FileNotFoundError(f"{input}: no such file")
+    schema = _text_schema(paths, text_column)
+    num_rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    if num_rows == 0:
+        raise ValueError(f"{input} has no rows to embed")
+    if isinstance(model, (str, os.PathLike)):
+        model = load_text_model(model, device)
+    vector_type = pa.list_(pa.float32())
+    partial = f"{os.fspath(output)}.partial-{os.getpid()}"
+    num_null = size = 0
+    try:
+        with (
+            pq.ParquetWriter(partial, schema.append(pa.field("embedding", vector_type))) as writer,
+            tqdm(total=num_rows, desc="embedding", unit="text", disable=not progress) as bar,
+        ):
+            for path in paths:
+                for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
+                    vectors = embed_texts(batch[text_column].to_pylist(), model, batch_size, progress=False)
+                    size, num_null = vectors.shape[1], num_null + batch[text_column].null_count
+                    offsets = np.arange(0, vectors.size + 1, size, dtype=np.int32)
+                    embedding = pa.ListArray.from_arrays(offsets, vectors.ravel())
+                    writer.write_batch(batch.append_column("embedding", embedding.cast(vector_type)))
+                    bar.update(len(batch))
+        if os.path.lexists(output):
+            raise FileExistsError(f"another run wrote {output} meanwhile: choose another, or remove it first")
+        os.replace(partial, output)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size}
+
+
+def _text_schema(paths: list[str], text_column: str) -> pa.Schema:
+    """The columns of all files, checked: the same in each, with a text column and no embeddings."""
+    schemas = {}
+    for path in paths:
+        try:
+            schemas[path] = pq.read_schema(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is truncated or no parquet file ({error})") from error
+    schema = schemas[paths[0]]
+    for path, other in schemas.items():
+        if not other.equals(schema):
+            raise ValueError(f"{path} has other columns than {paths[0]}; embed them apart")
+    if text_column not in schema.names:
+        raise ValueError(f"{paths[0]} has no column {text_column!r}; it has {', '.join(schema.names)}")
+    if "embedding" in schema.names:
+        raise ValueError(f"{paths[0]} has a column 'embedding' already; drop or rename it first")
+    kind = schema.field(text_column).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(value) or pa.types.is_large_string(value)):
+        raise ValueError(f"column {text_column!r} of {paths[0]} is {kind}, not text; cast it to string")
+    return schema

@@ -1,0 +1,39 @@
+"""A new output directory that is either complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Build a directory beside its final place; it gets its name when the block ends without an exception.
+
+    Whatever ends the block early (an error, Ctrl-C, a full disk) removes what was written.
+
+    Raises:
+        FileExistsError: something is at `path`, at the start or, from another run, at the end.
+    """
+    final = Path(path)
+    taken = f"{final} exists: choose another output directory, or remove it first"
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, taken)
+    partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    try:
+        yield partial
+        try:
+            os.rename(partial, final)
+        except OSError as error:
+            if os.path.lexists(final):
+                raise FileExistsError(errno.EEXIST, f"another run wrote it meanwhile: {taken}") from error
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

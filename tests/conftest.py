@@ -1,0 +1,187 @@
+"""A small prepared log of three surfaces, with a tokenizer and a tiny model of it."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what tests encode stays out of the user's cache; set before anything of Hugging Face is imported
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="pinrec-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pinrec_hf.data.dataset_folder import build_tokenizer, default_budgets, read_metadata
+from pinrec_hf.data.prepare import prepare
+from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+
+torch.set_num_threads(1)
+
+DAY = 86_400
+FIRST_TIME = 1_700_006_400  # a midnight, UTC
+NUM_ITEMS, NUM_USERS, NUM_DAYS = 60, 80, 8
+CONTENT_SIZE, QUERY_SIZE = 8, 6
+ITEM_IDS = [f"p{n}" for n in range(NUM_ITEMS - 4)] + ["with space", 'quo"te', "new\nline", "emoji 🛋️"]
+QUERIES = ["blue sofa", "red chair", "lamp", "rug"]
+OUTCOMES = [["save"], ["click"], ["click", "save"], ["hide"], [], []]
+
+
+def tiny_log(seed: int = 0) -> list[dict[str, Any]]:
+    """Log rows: feed views of three surfaces; users like a fifth of the items (`n % 5 == user % 5`).
+
+    With ignored impressions, hides, items that the items table lacks, and holes: surface, time, outcomes.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    for user in range(NUM_USERS):
+        for time in np.sort(rng.integers(0, NUM_DAYS * DAY, rng.integers(4, 12))).tolist():
+            surface = ["homefeed", "search", "related"][rng.choice(3, p=[0.5, 0.3, 0.2])]
+            view = {
+                "user_id": f"u{user}",
+                "surface": surface,
+                "timestamp": FIRST_TIME + time,
+                "query": QUERIES[user % 4] if surface == "search" else None,
+                "context_item_id": f"p{rng.integers(NUM_ITEMS - 4)}" if surface == "related" else None,
+                "request_features": [f"device={['ios', 'web'][user % 2]}", f"day={time // DAY}"],
+            }
+            if surface == "search":
+                rows.append({**view, "item_id": None, "outcomes": [], "position": None})
+            for position in range(rng.integers(1, 5)):
+                item = int(rng.integers(12)) * 5 + user % 5 if rng.random() < 0.7 else int(rng.integers(NUM_ITEMS))
+                rows.append(
+                    {
+                        **view,
+                        "timestamp": view["timestamp"] + position,
+                        "item_id": ITEM_IDS[item] if rng.random() > 0.03 else f"gone{item}",
+                        "outcomes": OUTCOMES[rng.integers(len(OUTCOMES))],
+                        "position": position,
+                    }
+                )
+    for row, hole in zip(rng.choice(len(rows), 12, replace=False), ["surface", "timestamp", "outcomes"] * 4, strict=True):
+        rows[row][hole] = None
+    return rows
+
+
+def tiny_items() -> pa.Table:
+    rng = np.random.default_rng(1)
+    lives = [None] * (NUM_ITEMS - 6) + [FIRST_TIME + 2 * DAY] * 3 + [None] * 3
+    ends = [None] * (NUM_ITEMS - 3) + [FIRST_TIME + 5 * DAY] * 3
+    return pa.table(
+        {
+            "item_id": ITEM_IDS,
+            "embedding": pa.array(list(rng.normal(size=(NUM_ITEMS, CONTENT_SIZE)).astype(np.float32))),
+            "features": [[f"topic={n % 5}", f"author={n % 7}"] if n % 9 else [] for n in range(NUM_ITEMS)],
+            "available_from": pa.array(lives, pa.timestamp("s")),
+            "available_until": pa.array(ends, pa.timestamp("s")),
+            "title": [f"Title of {item}" for item in ITEM_IDS],
+            "market": [["de", "us"][n % 2] for n in range(NUM_ITEMS)],
+        }
+    )
+
+
+def tiny_queries() -> pa.Table:
+    """All but the last query have a vector."""
+    vectors = np.random.default_rng(2).normal(size=(3, QUERY_SIZE)).astype(np.float32)
+    return pa.table({"query": QUERIES[:3], "embedding": pa.array(list(vectors))})
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder that `prepare` wrote: 80 users, 60 items, train of six days, a day each of validation and test."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    prepare(
+        pa.Table.from_pylist(tiny_log()),
+        items=tiny_items(),
+        queries=tiny_queries(),
+        time_unit="s",
+        negative_outcomes=["hide"],
+        output_dir=folder,
+        name="tiny",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_data) -> PinRecTokenizer:
+    return build_tokenizer(tiny_data, model_max_length=64)
+
+
+def tiny_config(tokenizer: PinRecTokenizer, **fields) -> PinRecConfig:
+    """The `tiny` preset with every input on: ids, content, features, query vectors, all signals."""
+    return PinRecConfig.from_preset(
+        "tiny",
+        **{
+            "surfaces": tokenizer.surfaces,
+            "outcomes": tokenizer.outcomes,
+            "negative_outcomes": tokenizer.negative_outcomes,
+            "num_items": len(tokenizer.catalogue),
+            "content_size": tokenizer.catalogue.content_size,
+            "query_size": tokenizer.query_size,
+            "feature_buckets": 64,
+            "hash_table_size": 128,
+            "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
+            **fields,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def make_config(tokenizer):
+    """`make_config(**fields)`: the tiny config of `tokenizer`, with some fields changed."""
+    return lambda **fields: tiny_config(tokenizer, **fields)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer):
+    """`make_model(**fields)`: a seeded tiny model in eval mode, all weights large enough for outputs to differ."""
+
+    def make(**fields) -> PinRecModel:
+        torch.manual_seed(0)
+        model = PinRecModel(tiny_config(tokenizer, **{"initializer_range": 0.2, **fields})).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # biases and phases begin at zero, which would hide errors
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(make_model, tiny_data) -> PinRecModel:
+    """A tiny model in eval mode, untrained, shared by all tests: never train or change it."""
+    return make_model(outcome_budgets=default_budgets(read_metadata(tiny_data)))
+
+
+@pytest.fixture(scope="session")
+def requests_example() -> list[dict[str, Any]]:
+    """Requests of the one schema: a feed, a search, related items, an empty history, only unknown items."""
+    now = FIRST_TIME + (NUM_DAYS - 1) * DAY
+    history = {
+        "item_id": ["p0", "p5", "with space", "p7"],
+        "surface": ["homefeed", "homefeed", "search", None],
+        "timestamp": [now - 3 * DAY, now - 2 * DAY, now - 600, None],
+        "outcomes": [["save"], [], ["click", "save"], ["hide"]],
+    }
+    history["timestamp"].sort(key=lambda t: t or 0)
+    return [
+        {"user_id": "u0", "history": history, "surface": "homefeed", "timestamp": now},
+        {"user_id": "u1", "history": history, "surface": "search", "timestamp": now, "query": "blue sofa"},
+        {"user_id": "u2", "history": history, "surface": "related", "timestamp": None, "context_item_id": "p3"},
+        {"user_id": "u3", "history": {}, "surface": "homefeed", "timestamp": now},
+        {
+            "user_id": "u4",
+            "history": {"item_id": ["never seen"], "outcomes": [["save"]], "timestamp": [now - 60]},
+            "surface": None,
+            "timestamp": now,
+        },
+    ]

@@ -1,0 +1,61 @@
+"""A model as a ranker under evaluation: exact inner products over the whole catalogue, seen items removed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pinrec_hf.evaluation.protocol import seen_rows
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.encode import encode_items, encode_requests
+
+
+class ModelRanker:
+    """Ranks by one embedding a request.
+
+    Args:
+        model, tokenizer: what is evaluated.
+        outcome (`str`, *optional*): the outcome that every request asks for; unspecified by default.
+        hide_time (`bool`): whether the request's time is withheld from the model.
+        live_only (`bool`): whether items that are not available at the request's time are left out.
+    """
+
+    def __init__(
+        self,
+        model: PinRecModel,
+        tokenizer: PinRecTokenizer,
+        outcome: str | None = None,
+        hide_time: bool = False,
+        live_only: bool = True,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.outcome = outcome
+        # a log may hold request features that this model does not read
+        fields = ("timestamp",) * hide_time + ("request_features",) * (not tokenizer.request_features)
+        self._hidden = dict.fromkeys(fields)
+        self.items = torch.from_numpy(encode_items(model, tokenizer))
+        availability = tokenizer.catalogue.availability(np.arange(len(tokenizer.catalogue)))
+        limits = np.iinfo(np.int64)
+        limited = live_only and ((availability[:, 0] > limits.min) | (availability[:, 1] < limits.max)).any()
+        self.availability = torch.from_numpy(availability) if limited else None
+
+    def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
+        """int64 `(requests, k)` catalogue rows, best first, -1 where fewer than k are left."""
+        ranked = np.full((len(requests), k), -1, np.int64)
+        for start in range(0, len(requests), 512):
+            part = requests[start : start + 512]
+            asked = [{**request, **self._hidden} for request in part]
+            users = torch.from_numpy(encode_requests(self.model, self.tokenizer, asked, [self.outcome])[:, 0])
+            scores = users @ self.items.T
+            if self.availability is not None:
+                times = torch.tensor([request.get("timestamp") or 0 for request in part])[:, None]
+                scores[(times < self.availability[:, 0]) | (times >= self.availability[:, 1])] = -torch.inf
+            seen = [seen_rows(request, self.tokenizer.catalogue) for request in part]
+            row = np.repeat(np.arange(len(part)), [len(rows) for rows in seen])
+            scores[row, np.concatenate([*seen, np.zeros(0, np.int64)]).astype(np.int64)] = -torch.inf
+            best = scores.topk(min(k, scores.shape[1]))
+            rows = best.indices.where(best.values > -torch.inf, -1)
+            ranked[start : start + len(part), : rows.shape[1]] = rows.numpy()
+        return ranked

@@ -1,0 +1,174 @@
+"""`PinRecConfig`: what a PinRec model is made of, and the three presets."""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+NO_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
+"""Item ids inside the model: none (padding, or an event without an item), unknown, then catalogue row + 2."""
+
+START_EVENT, ITEM_EVENT, QUERY_EVENT, SUBJECT_EVENT = 0, 1, 2, 3
+"""Event types: the start of every sequence, an item acted on, a search query, a subject item."""
+
+SIGNALS = ("surface", "outcome", "time")
+
+MAX_REQUEST_FEATURES, REQUEST_FEATURE_BITS = 5, 12
+"""A request's features are one integer: the 12-bit hash of each, side by side, 0 where there is none."""
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
+    "small": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 1024},
+}
+"""`base` is the paper's size (PinRec, arXiv 2504.10507, section 4); `small` is for a CPU; `tiny` for tests."""
+
+
+@strict
+class PinRecConfig(PreTrainedConfig):
+    r"""Configuration of a [`PinRecModel`].
+
+    Args:
+        surfaces (`list[str]`): names of the product surfaces, in the order of their codes (code 0 is "unknown").
+        outcomes (`list[str]`): names of all outcomes, in the order of their codes (code 0 is "unspecified").
+        negative_outcomes (`list[str]`): the outcomes that are an input but never a target (`hide`).
+        outcome_budgets (`dict[str, dict[str, float]]`): the default outcome budget of each surface.
+        signals (`list[str]`): what an event and a request tell the model besides the item and its order:
+            any of `"surface"`, `"outcome"`, `"time"`. None of them is SASRec.
+        num_items (`int`): rows of the catalogue that the id table covers (later rows share the unknown id).
+        content_size, query_size (`int`): width of the items' and queries' content vectors, 0 for none.
+        item_id_embedding (`str`, *optional*): `"full"` (one row an item), `"hashed"` (k hash functions into k
+            tables of width `hidden_size / k`) or `None` (content only).
+        hash_functions, hash_table_size (`int`): k and the rows of each table, for hashed ids and queries.
+        feature_buckets (`int`): rows of the embedding bag of item features, 0 for none.
+        request_feature_buckets (`int`): rows of the embedding bag of request features (`device=ios`), 0 for none;
+            at most 4,095.
+        similarity (`str`): `"dot"` (with an item bias) or `"cosine"` (with a learned temperature).
+        softmax (`str`): `"sampled"` (logQ-corrected) or `"full"` (small catalogues).
+        pooled_history (`bool`): whether the outcome head also attends to the events themselves.
+        item_id_dropout (`float`): share of items whose id is replaced by the unknown id in training, so that
+            an item is also found by its content (PinFM, 2507.12704).
+        outcome_dropout (`float`): share of input events whose outcomes are masked in training (UniPinRec).
+        dropout, attention_dropout (`float`): the usual.
+        catalogue_fingerprint (`str`, *optional*): of the catalogue that the model was trained on.
+        preset (`str`, *optional*): the preset that made it.
+    """
+
+    model_type = "pinrec"
+    keys_to_ignore_at_inference = ["cache", "last_hidden_state"]
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 256
+    rope_theta: float | int = 10_000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float | int = 0.02
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    use_cache: bool = False
+
+    surfaces: list[str] | None = None
+    outcomes: list[str] | None = None
+    negative_outcomes: list[str] | None = None
+    outcome_budgets: dict | None = None
+    signals: list[str] | None = None
+
+    num_items: int = 0
+    content_size: int = 0
+    query_size: int = 0
+    item_id_embedding: str | None = "full"
+    hash_functions: int = 2
+    hash_table_size: int = 65_536
+    feature_buckets: int = 0
+    request_feature_buckets: int = 0
+    similarity: str = "dot"
+    softmax: str = "sampled"
+    pooled_history: bool = False
+    item_id_dropout: float | int = 0.1
+    outcome_dropout: float | int = 0.2
+    catalogue_fingerprint: str | None = None
+    preset: str | None = None
+
+    def __post_init__(self, **kwargs):
+        self.surfaces = list(self.surfaces or [])
+        self.outcomes = list(self.outcomes or [])
+        self.negative_outcomes = list(self.negative_outcomes or [])
+        self.outcome_budgets = dict(self.outcome_budgets or {})
+        self.signals = list(SIGNALS if self.signals is None else self.signals)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs) -> "PinRecConfig":
+        """A config of the named size; keyword arguments override its fields.
+
+        Raises:
+            ValueError: for a preset or a field that does not exist.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r} does not exist; choose one of {sorted(PRESETS)}")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(kwargs) - known):
+            raise ValueError(f"PinRecConfig has no field {unknown}; its fields are {sorted(known)}")
+        return cls(**{**PRESETS[preset], "preset": preset, **kwargs})
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As everywhere in transformers, but another model's config is refused, which they only warn about."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(f"this is the config of a {found!r} model, not of a {cls.model_type!r} one; check the path")
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def positive_outcomes(self) -> list[str]:
+        """The outcomes that can be a target, in the order of their codes."""
+        return [name for name in self.outcomes if name not in self.negative_outcomes]
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of item and user embeddings: a dot product carries the item bias as one more dimension."""
+        return self.hidden_size + (self.similarity == "dot")
+
+    def validate_pinrec(self):
+        """Refuses fields that contradict each other; runs when a config is made, loaded or saved."""
+        choices = {
+            "similarity": ("dot", "cosine"),
+            "softmax": ("sampled", "full"),
+            "item_id_embedding": ("full", "hashed", None),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {allowed}")
+        for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "hash_functions", "hash_table_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in ("num_items", "content_size", "query_size", "feature_buckets", "request_feature_buckets"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must be 0 (none) or more")
+        if self.request_feature_buckets > 4_095:
+            raise ValueError(f"request_feature_buckets={self.request_feature_buckets}: a request feature has 12 bits")
+        for field in ("dropout", "attention_dropout", "item_id_dropout", "outcome_dropout"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field}={getattr(self, field)} is a share and must lie between 0 and 1")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of twice num_attention_heads="
+                f"{self.num_attention_heads} (rotary positions turn pairs)"
+            )
+        if self.signals is not None and (unknown := sorted(set(self.signals) - set(SIGNALS))):
+            raise ValueError(f"signals {unknown} do not exist; choose among {list(SIGNALS)}")
+        for field in ("surfaces", "outcomes"):
+            names = getattr(self, field) or []
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} names something twice: {names}")
+        if len(self.outcomes or []) > 62:
+            raise ValueError(f"{len(self.outcomes)} outcomes: an event's set of outcomes has room for 62")
+        if stray := sorted(set(self.negative_outcomes or []) - set(self.outcomes or [])):
+            raise ValueError(f"negative_outcomes {stray} are not among the outcomes {self.outcomes}")
+        if not (self.item_id_embedding or self.content_size or self.feature_buckets) and self.num_items:
+            raise ValueError("an item needs an id embedding, content vectors or features to be told from another")

@@ -1,0 +1,166 @@
+"""Sampled softmax with logQ correction: one loss for in-batch, uniform and full negatives (DESIGN, section 5).
+
+The pool of negatives is the batch's item table. `counts` says how often each of its items was drawn, as the
+target of some position or as a uniform negative, and `expected` how often it would be drawn on average (Q). Each
+drawn negative is weighted by `count / expected`, so that the sum over the pool estimates the sum over the
+catalogue without bias (Bengio and Senecal 2008; the positive is there with probability 1 and is not corrected,
+arXiv 2507.09331).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows in rank order; the gradient of every rank's loss flows back to the rank that made the row."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.size = rows.shape[0]
+        gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        start = dist.get_rank() * ctx.size
+        return grad[start : start + ctx.size]
+
+
+def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]]:
+    """The pools of all processes, one after the other, each padded to the longest.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(pool,)`): item ids of this process's pool, ascending.
+        tables (`torch.Tensor` of shape `(pool, ...)`): what belongs to each of them.
+
+    Returns:
+        the length of one process's part, the gathered ids, and the gathered tables. Padding has the largest id and
+        zeros.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return ids.shape[0], ids, list(tables)
+    size = torch.tensor([ids.shape[0]], device=ids.device)
+    dist.all_reduce(size, op=dist.ReduceOp.MAX)
+    part = int(size)
+    missing = part - ids.shape[0]
+    padded = [torch.nn.functional.pad(t, (0, 0) * (t.dim() - 1) + (0, missing)) for t in tables]
+    ids = torch.nn.functional.pad(ids, (0, missing), value=torch.iinfo(torch.int64).max)
+    return part, _GatherRows.apply(ids), [_GatherRows.apply(table) for table in padded]
+
+
+def members(item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
+    """Which items of the pool are among each row's items.
+
+    Args:
+        item_ids (`torch.LongTensor` of shape `(batch, items)`): a row's own items.
+        pool_ids (`torch.LongTensor` of shape `(pool,)`): ascending within each process's part of length `part`.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, pool)`.
+    """
+    found = []
+    for ids in pool_ids.split(part):
+        place = torch.searchsorted(ids, item_ids).clamp(max=part - 1)
+        hit = (ids[place] == item_ids).to(torch.int32)
+        counts = torch.zeros(item_ids.shape[0], part, dtype=torch.int32, device=item_ids.device)
+        found.append(counts.scatter_add_(1, place, hit) > 0)
+    return torch.cat(found, dim=1)
+
+
+def _excluded(own: Tensor, row: Tensor, times: Tensor, availability: Tensor | None) -> Tensor:
+    """`(positions, pool)`: which items are no negatives of which position."""
+    excluded = own[row]
+    if availability is not None:
+        at = times[:, None]
+        live = (availability[:, 0] <= at) & (at < availability[:, 1])
+        excluded = excluded | (~live & (at >= 0))
+    return excluded
+
+
+class _WeightedSoftmax(torch.autograd.Function):
+    """Loss and gradients of `sampled_softmax_loss`, a block of positions at a time.
+
+    The gradients are made together with the loss, while a block's logits are still in the processor's cache, so that
+    `positions x pool` never exists as a whole and is passed over once instead of a dozen times.
+    """
+
+    BLOCK = 256
+
+    @staticmethod
+    def forward(ctx, queries, positives, pool, log_weights, own, row, times, availability, weights) -> Tensor:
+        grad_queries, grad_pool = torch.zeros_like(queries), torch.zeros_like(pool)
+        positive_logits = (queries * positives).sum(-1)
+        pull = torch.empty_like(positive_logits)
+        total = queries.new_zeros(())
+        for start in range(0, len(queries), _WeightedSoftmax.BLOCK):
+            block = slice(start, start + _WeightedSoftmax.BLOCK)
+            excluded = _excluded(own, row[block], times[block], availability)
+            logits = torch.addmm(log_weights, queries[block], pool.T).masked_fill_(excluded, float("-inf"))
+            positive = positive_logits[block]
+            top = torch.maximum(logits.amax(1), positive)
+            logits.sub_(top[:, None]).exp_()
+            positive_share = (positive - top).exp()
+            normaliser = logits.sum(1) + positive_share
+            total += (weights[block] * (normaliser.log() + top - positive)).sum()
+            logits.mul_((weights[block] / normaliser)[:, None])
+            grad_queries[block] = logits @ pool
+            grad_pool.addmm_(logits.T, queries[block])
+            pull[block] = weights[block] * (positive_share / normaliser - 1)
+        ctx.save_for_backward(
+            grad_queries.addcmul_(pull[:, None], positives), pull[:, None] * queries, grad_pool
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None, None
+
+
+def sampled_softmax_loss(
+    queries: Tensor,
+    positives: Tensor,
+    pool: Tensor,
+    log_weights: Tensor,
+    own: Tensor,
+    row: Tensor,
+    times: Tensor,
+    availability: Tensor | None,
+    weights: Tensor,
+) -> Tensor:
+    """Weighted sum over positions of -log softmax of the target against a weighted pool.
+
+    Args:
+        queries (`torch.FloatTensor` of shape `(positions, d)`): user embeddings, similarity scale included.
+        positives (`torch.FloatTensor` of shape `(positions, d)`): item embeddings of the targets.
+        pool (`torch.FloatTensor` of shape `(pool, d)`): item embeddings of the negatives.
+        log_weights (`torch.FloatTensor` of shape `(pool,)`): log of count over expected count; -inf if undrawn,
+            0 for a full softmax.
+        own (`torch.BoolTensor` of shape `(batch, pool)`): a row's own items, the targets included: no negatives.
+        row (`torch.LongTensor` of shape `(positions,)`): each position's row.
+        times (`torch.LongTensor` of shape `(positions,)`): of the requests, -1 unknown.
+        availability (`torch.LongTensor` of shape `(pool, 2)`, *optional*): an item is a negative from, until
+            (exclusive); of a request at an unknown time, always.
+        weights (`torch.FloatTensor` of shape `(positions,)`)
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, float32 (float64 if the queries are).
+    """
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, positives, pool, log_weights, weights = (
+            tensor.to(dtype) for tensor in (queries, positives, pool, log_weights, weights)
+        )
+        if not torch.compiler.is_compiling():
+            return _WeightedSoftmax.apply(
+                queries, positives, pool, log_weights, own, row, times, availability, weights
+            )
+        # a compiler makes its own blocks, and can't follow a loop over a number of positions that it doesn't know
+        logits = torch.addmm(log_weights, queries, pool.T)
+        logits = logits.masked_fill(_excluded(own, row, times, availability), float("-inf"))
+        positive = (queries * positives).sum(-1)
+        normaliser = torch.logsumexp(torch.cat([positive[:, None], logits], 1), 1)
+        return (weights * (normaliser - positive)).sum()

@@ -1,0 +1,1 @@
+"""The commands of `pinrec`: arguments in, library calls, tables or JSON out."""

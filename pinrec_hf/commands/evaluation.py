@@ -1,0 +1,128 @@
+"""`pinrec evaluate`: a model beside its baselines on a split, as JSON, tables and a page with plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pinrec_hf.commands.console import add_command, parse_pairs, print_json
+
+if TYPE_CHECKING:
+    from pinrec_hf.evaluation.evaluate import Evaluation
+    from pinrec_hf.evaluation.protocol import Requests
+    from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+
+NAME = "PinRec"
+
+
+def add_commands(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        evaluate,
+        "measure a model on the requests of a split, beside decayed popularity and other saved models",
+        "  pinrec evaluate --model pinrec-base --data data --split test \\\n"
+        "      --baseline two-tower=two-tower --baseline SASRec=sasrec --output-dir report",
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub repo; its index is used if it has one")
+    parser.add_argument("--revision", help="of a Hub repo")
+    parser.add_argument("--data", required=True, help="folder that `pinrec prepare` wrote")
+    parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        default="validation",
+        help="choose on validation, read test once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output-dir", required=True, help="new folder for evaluation.json, evaluation.md, report.html"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="another saved model of the same data, such as a two-tower or SASRec; repeatable",
+    )
+    parser.add_argument("-k", type=int, action="append", help="depth of the lists; repeatable (default: 10 and 50)")
+    parser.add_argument("--max-users", type=int, help="a random sample of this many users (default: all)")
+    parser.add_argument(
+        "--history-lag", type=int, default=0, help="seconds by which histories lag behind (default: %(default)s)"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from pinrec_hf.evaluation.evaluate import compare
+    from pinrec_hf.evaluation.evaluate import evaluate as measure
+    from pinrec_hf.evaluation.plots import Figure  # noqa: F401  missed now, if it is
+    from pinrec_hf.evaluation.popularity import best_popularity
+    from pinrec_hf.evaluation.protocol import load_requests
+    from pinrec_hf.evaluation.ranker import ModelRanker
+    from pinrec_hf.evaluation.report import report_tables, write_report
+    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained
+    from pinrec_hf.retrieval.retriever import PinRecRetriever
+
+    if os.path.lexists(args.output_dir):  # now, not after all the work
+        raise FileExistsError(f"{args.output_dir} exists: choose another --output-dir, or remove it first")
+    baselines = parse_pairs(args.baseline, "--baseline")
+    folder = find_folder(args.model, args.revision)
+    if (folder / "index.json").exists():
+        retriever = PinRecRetriever.from_pretrained(folder, device=best_device())
+    else:
+        retriever = PinRecRetriever.build(*load_pretrained(folder, device=best_device()))
+    catalogue = retriever.tokenizer.catalogue
+    ks = args.k or sorted({min(k, len(catalogue)) for k in (10, 50)})
+    options: dict[str, Any] = {"history_lag": args.history_lag, "max_users": args.max_users}
+    requests = load_requests(args.data, args.split, catalogue, **options)
+
+    systems = [measure(retriever, requests, catalogue, ks=ks, name=NAME)]
+    single = ModelRanker(retriever.model, retriever.tokenizer)
+    systems.append(measure(single, requests, catalogue, ks=ks, name=f"{NAME}, any outcome"))
+    systems += [_baseline(name, path, requests, catalogue, ks) for name, path in baselines]
+    popularity = best_popularity(args.data, catalogue, ks=ks, split=args.split, requests=requests, **options)
+    systems.append(popularity.evaluation)
+    comparisons = [compare(systems[0], other) for other in systems[1:]]
+    write_report(
+        args.output_dir,
+        systems,
+        comparisons=comparisons,
+        trainer_state=_training_log(folder),
+        title=f"{Path(args.model).name} on {args.split}",
+    )
+    if args.json:
+        print_json(json.loads((Path(args.output_dir) / "evaluation.json").read_text("utf-8")))
+        return
+    for part in report_tables(systems, comparisons)[: 1 + len(comparisons)]:
+        print(part.markdown())
+    print(f"wrote {args.output_dir}/report.html")
+
+
+def _training_log(folder: Path) -> Path | None:
+    """The model's trainer state, if it is there and holds losses (a very short training logs none)."""
+    from pinrec_hf.evaluation.report import read_log_history
+
+    state = folder / "trainer_state.json"
+    try:
+        read_log_history(state)
+    except ValueError:
+        return None
+    return state
+
+
+def _baseline(name: str, folder: str, requests: Requests, catalogue: Catalogue, ks: list[int]) -> Evaluation:
+    from pinrec_hf.evaluation.baselines import ARCHITECTURES
+    from pinrec_hf.evaluation.evaluate import evaluate as measure
+    from pinrec_hf.evaluation.ranker import ModelRanker
+    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained, saved_class
+
+    path = find_folder(folder)
+    classes = {model_class.__name__: model_class for _, model_class, _ in ARCHITECTURES.values()}
+    saved = saved_class(path)
+    if saved not in classes:
+        raise ValueError(f"baseline {name}: {folder} holds a {saved}; known are {sorted(classes)}")
+    model, tokenizer = load_pretrained(path, device=best_device(), model_class=classes[saved])
+    if tokenizer.catalogue.fingerprint != catalogue.fingerprint:
+        raise ValueError(f"baseline {name}: {folder} has another catalogue than the model; train both on the same data")
+    return measure(ModelRanker(model, tokenizer), requests, catalogue, ks=ks, name=name)

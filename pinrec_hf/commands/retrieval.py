@@ -1,0 +1,243 @@
+"""`pinrec index | recommend | retrieve | export`: a trained model to candidates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pinrec_hf.commands.console import add_command, parse_pairs, print_json, table
+
+if TYPE_CHECKING:
+    from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever
+
+SHOWN_EVENTS = 8
+
+
+def add_commands(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "index",
+        index,
+        "embed a model's catalogue and write the index into the model's folder",
+        "  pinrec index --model pinrec-base",
+    )
+    parser.add_argument("--model", required=True, help="the model's folder")
+    parser.add_argument("--kind", choices=["flat", "hnsw", "ivf"], help="(default: by the catalogue's size)")
+
+    parser = add_command(
+        commands,
+        "recommend",
+        recommend,
+        "recommend items to one user, whose history lies in a prepared dataset",
+        "  pinrec recommend --model pinrec-base --data data --user u17 --surface search --query 'blue sofa' \\\n"
+        "      --outcome save=0.7 --outcome click=0.3",
+    )
+    _add_model(parser)
+    parser.add_argument("--data", help="folder that `pinrec prepare` wrote")
+    parser.add_argument("--user", help="user id in --data; without it: a user with no history")
+    parser.add_argument("-k", type=int, default=10, help="items to recommend (default: %(default)s)")
+    _add_request(parser)
+
+    parser = add_command(
+        commands,
+        "retrieve",
+        retrieve,
+        "retrieve candidates for every user of a parquet file; the same command again goes on after a kill",
+        "  pinrec retrieve --model pinrec-base --users data/test --surface homefeed --output-dir candidates",
+    )
+    _add_model(parser)
+    _add_users(parser, required=True)
+    parser.add_argument("--output-dir", required=True, help="new folder for part-*.parquet, a row a user and rank")
+    parser.add_argument("-k", type=int, default=100, help="items a user (default: %(default)s)")
+    _add_request(parser)
+
+    parser = add_command(
+        commands,
+        "export",
+        export,
+        "write item and user vectors as parquet, for an ANN service of your own",
+        "  pinrec export --model pinrec-base --users data/test --surface homefeed --output-dir vectors",
+    )
+    _add_model(parser)
+    _add_users(parser, required=False)
+    parser.add_argument("--output-dir", required=True, help="new folder for items.parquet and users.parquet")
+    _add_request(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder or Hub repo of an indexed model")
+    parser.add_argument("--revision", help="of a Hub repo")
+
+
+def _add_users(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--users",
+        nargs="+",
+        required=required,
+        help="parquet: rows as `pinrec prepare` writes them, or requests with a struct `history`",
+    )
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the request")
+    group.add_argument("--surface", help="where (default: unknown)")
+    group.add_argument("--timestamp", help="when: ISO 8601 or seconds, UTC (default: unknown)")
+    group.add_argument("--query", help="the search query")
+    group.add_argument("--context-item", metavar="ID", help="the subject item of related items")
+    group.add_argument(
+        "--outcome",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="what is wanted, and its share of the slots; repeatable (default: the surface's shares in training)",
+    )
+    group.add_argument(
+        "--exclude", action="append", default=[], metavar="ID", help="an item not to recommend; repeatable"
+    )
+    group.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="of the items' columns; repeatable, values of one column are alternatives",
+    )
+
+
+def index(args: argparse.Namespace) -> None:
+    from pinrec_hf.retrieval.build import build_index
+    from pinrec_hf.retrieval.pretrained import best_device
+
+    built = build_index(args.model, kind=args.kind, device=best_device())
+    result = {"model": args.model, "kind": built.kind, "num_items": len(built), "dimension": built.dimension}
+    if args.json:
+        print_json(result)
+    else:
+        print(f"indexed {len(built):,} items of {args.model} ({built.kind}, {built.dimension} dimensions)")
+
+
+def recommend(args: argparse.Namespace) -> None:
+    if args.user is not None and args.data is None:
+        raise ValueError("--user needs --data, the prepared dataset that holds the user's history")
+    from pinrec_hf.retrieval.users import find_user
+
+    retriever = _retriever(args)
+    history: dict[str, Any] = {}
+    split = None
+    if args.user is not None:
+        history, split = find_user(args.data, args.user, retriever.tokenizer)
+    request = _request(args, retriever)
+    titles = ["title"] if retriever.items is not None and "title" in retriever.items.names else []
+    columns = titles if not args.json or retriever.items is None else retriever.items.names
+    (candidates,) = retriever.recommend([history], k=args.k, columns=columns, **_one(request))
+    if args.json:
+        print_json({"user": args.user, "split": split, "request": request, "candidates": list(map(asdict, candidates))})
+        return
+    if split is not None:
+        print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
+    shares = retriever.budget(request)
+    wanted = ", ".join(f"{name or 'any outcome'} {share / sum(shares.values()):.0%}" for name, share in shares.items())
+    about = f' for "{args.query}"' if args.query else f" beside {args.context_item}" if args.context_item else ""
+    print(f"recommended on {args.surface or 'an unknown surface'}{about} ({wanted})\n")
+    print(_candidate_table(candidates, bool(titles)))
+    absent = [name or "any" for name in shares if name not in {candidate.outcome for candidate in candidates}]
+    if absent and candidates:
+        print(f"\nno slot by {', '.join(absent)}: a small share, or an embedding much like another outcome's")
+
+
+def retrieve(args: argparse.Namespace) -> None:
+    from pinrec_hf.retrieval.batch import retrieve_parquet
+
+    retriever = _retriever(args)
+    result = retrieve_parquet(retriever, args.users, args.output_dir, request=_request(args, retriever), k=args.k)
+    if args.json:
+        print_json({"output_dir": args.output_dir, **result})
+    else:
+        print(f"{args.output_dir}: {result['num_candidates']:,} candidates for {result['num_requests']:,} users")
+
+
+def export(args: argparse.Namespace) -> None:
+    from pinrec_hf.retrieval.export import export_parquet
+
+    retriever = _retriever(args)
+    result = export_parquet(retriever, args.output_dir, users=args.users, request=_request(args, retriever))
+    if args.json:
+        print_json({"output_dir": args.output_dir, **result})
+        return
+    users = f" and of {result['num_users']:,} users" if args.users else ""
+    print(
+        f"{args.output_dir}: vectors of {result['num_items']:,} items{users}, {result['dimension']} dimensions, "
+        "to be searched by inner product"
+    )
+
+
+def _retriever(args: argparse.Namespace) -> PinRecRetriever:
+    from pinrec_hf.retrieval.pretrained import best_device
+    from pinrec_hf.retrieval.retriever import PinRecRetriever
+
+    return PinRecRetriever.from_pretrained(args.model, revision=args.revision, device=best_device())
+
+
+def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, Any]:
+    """The request's fields as typed on the command line."""
+    from pinrec_hf.data.contract import parse_time
+    from pinrec_hf.retrieval.budget import parse_shares
+
+    request: dict[str, Any] = {
+        "surface": args.surface,
+        "timestamp": None if args.timestamp is None else parse_time(args.timestamp, "--timestamp"),
+        "query": args.query,
+        "context_item_id": None if args.context_item is None else _item_id(args.context_item, retriever),
+        "outcome_budget": parse_shares(args.outcome) if args.outcome else None,
+        "exclude": [_item_id(text, retriever) for text in args.exclude] or None,
+    }
+    if args.filter:
+        if retriever.items is None:
+            raise ValueError("--filter needs the items' columns: the model's folder has no items.parquet")
+        filters: dict[str, list[Any]] = {}
+        for column, text in parse_pairs(args.filter, "--filter"):
+            filters.setdefault(column, []).append(retriever.items.parse(column, text))
+        request["filters"] = filters
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def _one(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: [value] if name == "exclude" else value for name, value in request.items()}
+
+
+def _item_id(text: str, retriever: PinRecRetriever) -> str | int:
+    if retriever.tokenizer.catalogue.id_type == "string":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"item {text!r}: this catalogue has integer ids") from None
+
+
+def _history_table(retriever: PinRecRetriever, history: Mapping[str, list[Any]]) -> str:
+    """The last events that the model sees: items acted on and queries."""
+    items, outcomes = history["item_id"], history["outcomes"]
+    queries = history.get("query", [None] * len(items))
+    seen = [i for i in range(len(items)) if outcomes[i] or items[i] is None][-SHOWN_EVENTS:]
+    rows = retriever.tokenizer.catalogue.rows([items[i] for i in seen])
+    titles: dict[int, Any] = {}
+    if retriever.items is not None and "title" in retriever.items.names:
+        known = rows[rows >= 0]
+        titles = dict(zip(known.tolist(), retriever.items.values("title", known), strict=True))
+    lines = []
+    for i, row in zip(seen, rows.tolist(), strict=True):
+        time = history["timestamp"][i]
+        stamp = "unknown" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
+        what = f"search: {queries[i]}" if items[i] is None else titles.get(row) or ""
+        lines.append([stamp, history["surface"][i] or "unknown", ", ".join(outcomes[i] or ()), items[i], what])
+    return table(["time (UTC)", "surface", "outcome", "item", "title" if titles else ""], lines)
+
+
+def _candidate_table(candidates: list[Candidate], titles: bool) -> str:
+    rows = [
+        [rank, candidate.outcome or "any", f"{candidate.score:.3f}", candidate.item_id, candidate.title or ""]
+        for rank, candidate in enumerate(candidates, start=1)
+    ]
+    return table(["rank", "outcome", "score", "item", "title" if titles else ""], rows, right=["rank", "score"])

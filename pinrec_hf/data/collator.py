@@ -1,0 +1,132 @@
+"""Windows to training batches: which event predicts which, under which condition, against which negatives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import BatchEncoding
+
+from pinrec_hf.modeling.catalogue_pinrec import ALWAYS
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
+from pinrec_hf.modeling.tokenization_pinrec import EncodedRow, PinRecTokenizer
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class PretrainingCollator:
+    """Next-item targets on every surface: each event predicts the positive event that follows it.
+
+    Every random choice is drawn from (seed, epoch, window), so that a resumed run, or one on more processes, makes
+    the same ones.
+
+    Args:
+        tokenizer: makes the batch.
+        frequencies (float `(num_items + 2,)`): each item id's share of the training targets (Q of in-batch
+            negatives).
+        seed (`int`)
+        uniform_negatives (`int`): negatives that each window draws uniformly from the catalogue.
+        full_softmax (`bool`): whether the item table holds the whole catalogue instead.
+        condition_dropout (`float`): share of targets whose outcome is left unspecified; the others name one of the
+            target's own positive outcomes.
+        time_dropout (`float`): share of targets whose request time is hidden.
+        recency_half_life (`float`, *optional*): seconds after which a target counts half, back from `last_time`; a
+            target of unknown time counts as the oldest one at `first_time`.
+    """
+
+    tokenizer: PinRecTokenizer
+    frequencies: np.ndarray
+    seed: int = 0
+    uniform_negatives: int = 16
+    full_softmax: bool = False
+    condition_dropout: float = 0.15
+    time_dropout: float = 0.1
+    window: int = 1
+    recency_half_life: float | None = None
+    first_time: int = 0
+    last_time: int = 0
+
+    def __call__(self, windows: Sequence[EncodedRow]) -> BatchEncoding:
+        targets = [self._targets(window) for window in windows]
+        num_items = len(self.tokenizer.catalogue)
+        if self.full_softmax:
+            negatives = np.arange(num_items) + FIRST_ITEM
+        else:
+            negatives = np.concatenate([target["negatives"] for target in targets])
+        batch = self.tokenizer.pad(windows, extra_items=negatives)
+        ids, mask = batch["item_ids"].numpy(), batch["attention_mask"].numpy()
+        offsets = mask.argmax(1)
+
+        size = max(len(target["events"]) for target in targets)
+        fills = {"labels": IGNORED_LABEL, "target_timestamps": -1, "label_timestamps": -1}
+        columns = {
+            "target_positions": [offsets[i] + target["events"] for i, target in enumerate(targets)],
+            "target_surfaces": [target["surfaces"] for target in targets],
+            "target_outcomes": [target["outcomes"] for target in targets],
+            "target_timestamps": [target["timestamps"] for target in targets],
+            "labels": [np.searchsorted(ids, target["items"]) for target in targets],
+            "label_weights": [target["weights"] for target in targets],
+            "label_timestamps": [target["label_timestamps"] for target in targets],
+        }
+        if self.tokenizer.request_features:
+            columns["target_features"] = [target["features"] for target in targets]
+        for name, values in columns.items():
+            grid = np.full((len(values), size), fills.get(name, 0), np.float32 if name == "label_weights" else np.int64)
+            for row, value in zip(grid, values, strict=True):
+                row[: len(value)] = value
+            batch[name] = torch.from_numpy(grid)
+
+        batch["item_frequencies"] = torch.from_numpy(self.frequencies[ids].astype(np.float32))
+        rows = ids[ids >= FIRST_ITEM] - FIRST_ITEM
+        if self.tokenizer.catalogue.has_availability:
+            availability = np.tile(ALWAYS, (len(ids), 1))
+            availability[ids >= FIRST_ITEM] = self.tokenizer.catalogue.availability(rows)
+            batch["item_availability"] = torch.from_numpy(availability)
+        if not self.full_softmax:
+            counts = np.bincount(np.searchsorted(ids, negatives), minlength=len(ids))
+            batch["negative_counts"] = torch.from_numpy(counts.astype(np.float32))
+        return batch
+
+    def _targets(self, window: EncodedRow) -> dict[str, np.ndarray]:
+        """A window's targets; `events` is the place of the event before each, the start event being 0."""
+        rng = np.random.default_rng((self.seed, *window["key"]))
+        kept = slice(-(self.tokenizer.model_max_length - 1), None)
+        types, items, sets = (window[name][kept] for name in ("types", "items", "outcomes"))
+        positive = sets & self.tokenizer.positive_mask
+        # an item that was merely shown, or shown with an outcome that nobody knows, was not acted on
+        acted = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & (sets > 1)
+        first = np.zeros(len(items), bool)
+        # an item that the user acted on before is no target, as in evaluation
+        places = np.flatnonzero(acted)
+        first[places[np.unique(items[places], return_index=True)[1]]] = True
+        events = np.flatnonzero(first & (positive != 0))
+        times = window["timestamps"][kept][events]
+        weights = window["weights"][kept][events].astype(np.float64)
+        if self.recency_half_life is not None:
+            age = self.last_time - np.where(times >= 0, times, self.first_time)
+            weights = weights * 0.5 ** (age / self.recency_half_life)
+        hidden = rng.random((2, len(events)))
+        # PinnerFormer's dense all-action objective: with p = 1/2 a target is predicted from before one of the positive events that precede it
+        behind = rng.integers(1, max(self.window, 2), size=len(events)) * (rng.random(len(events)) < 0.5) * (self.window > 1)
+        sources = events[np.maximum(np.arange(len(events)) - behind, 0)] if len(events) else events
+        return {
+            "events": sources,
+            "items": items[events],
+            "surfaces": window["surfaces"][kept][events],
+            "outcomes": np.where(
+                hidden[0] < self.condition_dropout, 0, _one_of(positive[events], rng.random(len(events)))
+            ),
+            "timestamps": np.where(hidden[1] < self.time_dropout, -1, times),
+            "label_timestamps": times,
+            "features": window["features"][kept][events],
+            "weights": weights,
+            "negatives": rng.integers(len(self.tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
+        }
+
+
+def _one_of(sets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Index of one bit of each bit set, chosen uniformly by a draw from [0, 1)."""
+    bits = (sets[:, None] >> np.arange(63)) & 1
+    wanted = np.floor(draws * bits.sum(1)) + 1
+    return (bits.cumsum(1) >= wanted[:, None]).argmax(1)

@@ -1,0 +1,159 @@
+"""Training rows: the sequences dataset, encoded once, memory-mapped, and cut into windows."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
+from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS, EncodedRow, PinRecTokenizer
+
+ENCODING = 2
+"""Raise it when rows are encoded in another way, so that what is cached is not taken for it."""
+
+
+def encode_split(data: str | Path, split: str, tokenizer: PinRecTokenizer) -> datasets.Dataset:
+    """One split of a sequences dataset, encoded by the tokenizer.
+
+    The result is a memory-mapped Arrow file in the `datasets` cache, found again by what the tokenizer and the
+    files are; only a batch of rows is ever in Python.
+
+    Raises:
+        FileNotFoundError: if the folder is no sequences dataset.
+    """
+    files = sorted(str(path) for path in (Path(data) / split).glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{data} has no {split}/*.parquet; make it with `pinrec prepare`")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train")
+    features = {name: datasets.List(datasets.Value(np.dtype(t).name)) for name, t in EVENT_COLUMNS.items()}
+    what = [rows._fingerprint, tokenizer.catalogue.fingerprint, *map(str, (tokenizer.surfaces, tokenizer.outcomes))]
+    what += map(str, (tokenizer.negative_outcomes, tokenizer.keep_ignored, tokenizer.request_features, ENCODING))
+    return rows.map(
+        lambda batch: _encode_columns(batch, tokenizer),
+        batched=True,
+        remove_columns=rows.column_names,
+        features=datasets.Features(features),
+        new_fingerprint=hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32],
+        desc=f"Encoding {split}",
+    )
+
+
+def _encode_columns(batch: dict[str, list], tokenizer: PinRecTokenizer) -> dict[str, list[np.ndarray]]:
+    columns = [name for name in HISTORY_COLUMNS if name in batch]
+    histories = [dict(zip(columns, row, strict=True)) for row in zip(*(batch[name] for name in columns), strict=True)]
+    rows = tokenizer.encode(histories)
+    return {name: [row[name] for row in rows] for name in EVENT_COLUMNS}
+
+
+class SequenceDataset(torch.utils.data.Dataset):
+    """Windows of encoded rows, each with its place in the epoch as a key for the collator's random choices.
+
+    A row longer than a window gives several, counted from its newest event; each event is in one of them.
+
+    Args:
+        encoded: what `encode_split` gave.
+        window (`int`): events in a window, at most.
+    """
+
+    def __init__(self, encoded: datasets.Dataset, window: int) -> None:
+        self.window, self.epoch = window, 0
+        self._columns = {name: _ListColumn(encoded.data.column(name)) for name in EVENT_COLUMNS}
+        self.row_lengths = self._columns["items"].lengths
+        counts = -(-self.row_lengths // window)
+        self._rows = np.repeat(np.arange(len(self.row_lengths)), counts)
+        self._parts = np.arange(len(self._rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader; a part of every window's key."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 `(windows,)`: events in each window."""
+        return np.minimum(self.window, self.row_lengths[self._rows] - self._parts * self.window)
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        row, part = int(self._rows[index]), int(self._parts[index])
+        end = int(self.row_lengths[row]) - part * self.window
+        start = max(0, end - self.window)
+        window: EncodedRow = {name: column.slice(row, start, end) for name, column in self._columns.items()}
+        window["key"] = np.array([self.epoch, index])
+        return window
+
+    def target_counts(self, positive_mask: int, num_items: int) -> np.ndarray:
+        """int64 `(num_items + 2,)`: how often each item id is a target."""
+        counts = np.zeros(num_items + FIRST_ITEM, np.int64)
+        chunks = [self._columns[name].chunks() for name in ("types", "items", "outcomes")]
+        for types, items, outcomes in zip(*chunks, strict=True):
+            hit = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & ((outcomes & positive_mask) != 0)
+            counts += np.bincount(items[hit], minlength=len(counts))
+        return counts
+
+    def time_range(self) -> tuple[int, int]:
+        """Earliest and latest known time, seconds since epoch; (0, 0) if none is known."""
+        first, last = np.iinfo(np.int64).max, -1
+        for times in self._columns["timestamps"].chunks():
+            known = times[times >= 0]
+            if len(known):
+                first, last = min(first, int(known.min())), max(last, int(known.max()))
+        return (0, 0) if last < 0 else (first, last)
+
+
+class _ListColumn:
+    """A chunked Arrow list column as zero-copy numpy slices."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+        lengths = [np.diff(offsets) for offsets in self._offsets]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64)
+
+    def slice(self, row: int, start: int, end: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        base = int(self._offsets[chunk][row - self._starts[chunk]])
+        return self._values[chunk][base + start : base + end]
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        for offsets, values in zip(self._offsets, self._values, strict=True):
+            yield values[offsets[0] : offsets[-1]]
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+    """A random order in which neighbours have similar lengths, drawn from (seed, epoch) alone.
+
+    transformers' own sampler of that name draws from the global generator, which a resumed run restores only after
+    the next batch was drawn; this one gives the same order however often a run was killed.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, batches_per_group: int = 50) -> None:
+        self.sizes, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.group = batch_size * batches_per_group
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.sizes))
+        groups = [
+            group[np.argsort(-self.sizes[group], kind="stable")]
+            for group in np.split(order, range(self.group, len(order), self.group))
+        ]
+        batches = [b for group in groups for b in np.split(group, range(self.batch_size, len(group), self.batch_size))]
+        # a short batch goes last, or all later batches would be cut across groups
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        short = [batch for batch in batches if len(batch) < self.batch_size]
+        rng.shuffle(full)
+        yield from np.concatenate([*full, *short, np.zeros(0, np.int64)]).astype(int).tolist()

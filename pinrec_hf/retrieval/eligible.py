@@ -1,0 +1,90 @@
+"""Which items a request may be given: not those seen, excluded, out of their life time, or filtered out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.item_table import ItemTable
+
+
+def seen_rows(history: Mapping[str, Sequence], catalogue: Catalogue) -> np.ndarray:
+    """Catalogue rows that a user acted on, either way: int64, ascending, each once.
+
+    What was merely shown is not seen; without `outcomes` every event counts as acted on, as in the tokenizer.
+    """
+    items, outcomes = history.get("item_id"), history.get("outcomes")
+    if items is None or not len(items):
+        return np.zeros(0, np.int64)
+    if outcomes is not None:
+        items = [item for item, names in zip(items, outcomes, strict=True) if names is not None and len(names)]
+    return _known_rows(items, catalogue)
+
+
+def _known_rows(ids: Sequence[Any], catalogue: Catalogue) -> np.ndarray:
+    rows = np.unique(catalogue.rows(list(ids)))
+    return rows[rows >= 0]
+
+
+class Eligibility:
+    """Rules of a catalogue: rows that one request must not have, and masks that requests share.
+
+    A mask costs a pass over the catalogue and a search of its own, so `key` tells which requests have the same.
+    """
+
+    def __init__(self, catalogue: Catalogue, items: ItemTable | None) -> None:
+        self.catalogue, self.items = catalogue, items
+        self._lives: np.ndarray | None = None
+        if catalogue.has_availability:
+            self._lives = catalogue.availability(np.arange(len(catalogue)))
+            self._moments = [np.unique(self._lives[:, side]) for side in (0, 1)]
+
+    def excluded_rows(self, request: Mapping[str, Any]) -> np.ndarray:
+        """Seen items, those in `exclude`, and the subject item itself: int64 catalogue rows, ascending.
+
+        Raises:
+            ValueError: ids of another type than the catalogue's.
+        """
+        seen = seen_rows(request.get("history") or {}, self.catalogue)
+        exclude, subject = request.get("exclude"), request.get("context_item_id")
+        others = [*([] if exclude is None else exclude), *([] if subject is None else [subject])]
+        return np.union1d(seen, _known_rows(others, self.catalogue)) if others else seen
+
+    def key(self, request: Mapping[str, Any]) -> Hashable:
+        """Equal for requests that share a mask; `(None, None, ())` where all items may come."""
+        born = died = None
+        if self._lives is not None:
+            timestamp = request.get("timestamp")
+            times = (request.get("history") or {}).get("timestamp")
+            # at an unknown time only what had gone by the user's last event is known to be gone
+            newest = next((t for t in reversed(times) if t is not None), None) if times is not None else None
+            latest = newest if timestamp is None else timestamp
+            born = None if timestamp is None else int(np.searchsorted(self._moments[0], timestamp, side="right"))
+            died = None if latest is None else int(np.searchsorted(self._moments[1], latest, side="right"))
+        filters = {
+            name: tuple(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else (wanted,)
+            for name, wanted in (request.get("filters") or {}).items()
+        }
+        return born, died, tuple(sorted(filters.items(), key=lambda pair: pair[0]))
+
+    def mask(self, key: Any) -> np.ndarray | None:
+        """bool over catalogue rows, True = may come; None where all may.
+
+        Raises:
+            ValueError: filters without an items table, or that it does not know (see `ItemTable.mask`).
+        """
+        born, died, filters = key
+        masks = []
+        if filters:
+            if self.items is None:
+                raise ValueError("filters need the items' columns: items.parquet is missing from the model's folder")
+            masks.append(self.items.mask(dict(filters)))
+        if self._lives is not None:
+            if born is not None:
+                masks.append(np.searchsorted(self._moments[0], self._lives[:, 0]) < born)
+            if died is not None:
+                masks.append(np.searchsorted(self._moments[1], self._lives[:, 1]) >= died)
+        return np.logical_and.reduce(masks) if masks else None

@@ -1,0 +1,338 @@
+"""`PinRecRetriever`: requests to candidates, one step.
+
+    request -> embedding of each outcome in its budget -> similar ones merged -> each its own search of the index
+            -> lists take turns for the k slots, each outcome its share -> candidates
+
+A global top k over the lists would favour one outcome (Multi-Embedding Retrieval, arXiv 2506.23060).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.budget import Budget, check_budget
+from pinrec_hf.retrieval.eligible import Eligibility
+from pinrec_hf.retrieval.encode import encode_items, encode_requests, encoder_fingerprint
+from pinrec_hf.retrieval.index import ItemIndex
+from pinrec_hf.retrieval.item_table import ItemTable
+from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
+from pinrec_hf.retrieval.pretrained import check_belongs, find_folder, load_pretrained
+
+SIMILAR = 0.9
+"""Embeddings of one request with a higher cosine than this are one (PinRec v4, section 3.4)."""
+
+REQUESTS_AT_ONCE = 512
+Request = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An item for a slot.
+
+    Attributes:
+        item_id: its id. row: its catalogue row.
+        score: inner product of the embedding that brought it and the item's; comparable within one outcome.
+        outcome: the outcome that brought it, None = unspecified. step: the generation step, from 1.
+        columns: its display columns, as far as they were asked for.
+    """
+
+    item_id: str | int
+    row: int
+    score: float
+    outcome: str | None
+    step: int = 1
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> Any:
+        """The column `title`; None if there is none, or it was not asked for."""
+        return self.columns.get("title")
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Candidates of many requests as arrays `(requests, k)`, best first.
+
+    Attributes:
+        rows: int64 catalogue rows, -1 where fewer than k items remain. scores: float32, -inf there.
+        outcomes: int64, which of `names` brought it, -1 there. names: outcomes, None = unspecified.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    outcomes: np.ndarray
+    names: list[str | None]
+
+
+class PinRecRetriever:
+    """Recommends items of an index to users. Make one with `from_pretrained` or `build`.
+
+    Args:
+        model, tokenizer: of one pretraining.
+        index: of this model's items.
+        items (*optional*): display and filter columns.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
+
+    def __init__(
+        self, model: PinRecModel, tokenizer: PinRecTokenizer, index: ItemIndex, items: ItemTable | None = None
+    ) -> None:
+        check_belongs(model, tokenizer)
+        made_by = index.encoder_fingerprint, index.catalogue_fingerprint
+        if made_by != (encoder_fingerprint(model), tokenizer.catalogue.fingerprint):
+            raise ValueError(
+                "the index was made by another model or catalogue; make it again with `pinrec index` or "
+                "PinRecRetriever.build"
+            )
+        self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
+        self._eligibility = Eligibility(tokenizer.catalogue, items)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, device: str | None = None
+    ) -> PinRecRetriever:
+        """Load model, tokenizer, index and item columns, which are released together.
+
+        Args:
+            name: a folder, or a repo on the Hub. revision: of the repo.
+            device: where the model runs; the CPU by default.
+
+        Raises:
+            FileNotFoundError: no such folder or repo, or it has no index yet.
+            ValueError: something in it is foreign, truncated, or does not belong to the rest.
+        """
+        folder = find_folder(name, revision)
+        model, tokenizer = load_pretrained(folder, device=device)
+        index = ItemIndex.load(
+            folder,
+            encoder_fingerprint=encoder_fingerprint(model),
+            catalogue_fingerprint=tokenizer.catalogue.fingerprint,
+        )
+        path = folder / "items.parquet"
+        return cls(model, tokenizer, index, ItemTable(path, tokenizer.catalogue) if path.exists() else None)
+
+    @classmethod
+    def build(
+        cls,
+        model: PinRecModel,
+        tokenizer: PinRecTokenizer,
+        items: ItemTable | None = None,
+        *,
+        kind: str | None = None,
+    ) -> PinRecRetriever:
+        """Embed the catalogue and index it in memory; `kind` as in `ItemIndex.build`."""
+        check_belongs(model, tokenizer)
+        index = ItemIndex.build(
+            encode_items(model, tokenizer),
+            encoder_fingerprint=encoder_fingerprint(model),
+            catalogue_fingerprint=tokenizer.catalogue.fingerprint,
+            kind=kind,
+        )
+        return cls(model, tokenizer, index, items)
+
+    def recommend(
+        self,
+        histories: Sequence[Mapping[str, Sequence]] | Mapping[str, Sequence],
+        *,
+        surface: str | Sequence[str | None] | None = None,
+        timestamp: int | Sequence[int | None] | None = None,
+        query: str | Sequence[str | None] | None = None,
+        query_embedding: Any = None,
+        context_item_id: Any = None,
+        outcome_budget: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
+        num_steps: int = 1,
+        k: int = 100,
+        exclude: Sequence[Any] | None = None,
+        filters: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        columns: Sequence[str] = (),
+    ) -> list[list[Candidate]]:
+        """Recommend k items to each user: new to them, live at the request's time, and passing its filters.
+
+        Every argument but `histories`, `num_steps`, `k` and `columns` is one for all requests, or a list of one each.
+
+        Args:
+            histories: a dict of columns a user (`item_id`, `surface`, `timestamp`, `outcomes`, ...), oldest event
+                first; `{}` is a user without any.
+            surface, query, context_item_id: where and about what the request is. None = unknown.
+            timestamp: of the request, seconds since epoch, UTC; None = unknown.
+            query_embedding: floats `(query_size,)`, of a query whose vector the model does not have.
+            outcome_budget: shares of the k slots, `{"save": 0.7, "click": 0.3}`; by default what the model's config
+                says of the surface, else an unspecified outcome gets them all.
+            k: items a request; fewer come only where fewer exist.
+            exclude: item ids not to be recommended, besides those acted on in the history and the subject item;
+                ids that the catalogue lacks do no harm.
+            filters: `{column: value or list of values}` over the columns of `items`.
+            columns: of `items`, to be put into each candidate, such as `["title"]`.
+
+        Raises:
+            ValueError: k below 1, an unknown name, a budget that divides nothing, lists of another length than
+                `histories`, filters or columns that `items` lacks, more than one step.
+        """
+        if num_steps != 1:
+            raise ValueError(f"num_steps={num_steps}: this version generates one step; leave num_steps out")
+        k = _checked_k(k)
+        histories = [histories] if isinstance(histories, Mapping) else list(histories)
+        for i, history in enumerate(histories):
+            if not isinstance(history, Mapping):
+                raise ValueError(f"history {i} is {history!r}; give a dict of columns, {{}} for a user without any")
+        if isinstance(exclude, str | int):
+            raise ValueError(f"exclude is {exclude!r}; give a list of item ids")
+        ids_each = exclude is not None and any(isinstance(ids, list | tuple | set | np.ndarray) for ids in exclude)
+        fields: dict[str, list[Any]] = {
+            "surface": _one_each("surface", surface, len(histories)),
+            "timestamp": _one_each("timestamp", timestamp, len(histories)),
+            "query": _one_each("query", query, len(histories)),
+            "context_item_id": _one_each("context_item_id", context_item_id, len(histories)),
+            "outcome_budget": _one_each("outcome_budget", outcome_budget, len(histories)),
+            "filters": _one_each("filters", filters, len(histories)),
+            "exclude": _one_each("exclude", exclude if ids_each else [exclude] * len(histories), len(histories)),
+            "query_embedding": _vector_each(query_embedding, len(histories)),
+        }
+        requests = [
+            {"history": history, **{name: values[i] for name, values in fields.items()}}
+            for i, history in enumerate(histories)
+        ]
+        return self.candidates(self.search(requests, min(k, max(1, len(self.index)))), columns)
+
+    def search(self, requests: Sequence[Request], k: int) -> Retrieved:
+        """As `recommend`, for dicts of the request schema (their own `k` is not read), as arrays.
+
+        Raises:
+            ValueError: as `recommend`.
+        """
+        k = _checked_k(k)
+        rows = np.full((len(requests), k), -1, np.int64)
+        scores = np.full((len(requests), k), -np.inf, np.float32)
+        outcomes = np.full((len(requests), k), -1, np.int64)
+        names: list[str | None] = [None, *self.model.config.positive_outcomes]
+        for start in range(0, len(requests), REQUESTS_AT_ONCE):
+            part = requests[start : start + REQUESTS_AT_ONCE]
+            for i, (found, found_scores, slots, wanted) in enumerate(self._lists(part, k), start=start):
+                rows[i], scores[i], source = round_robin(found, found_scores, slots, k)
+                codes = np.array([names.index(name) for name in wanted])
+                outcomes[i] = np.where(source >= 0, codes[source], -1)
+        return Retrieved(rows, scores, outcomes, names)
+
+    def rank(self, requests: Sequence[Request], k: int) -> np.ndarray:
+        """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker."""
+        return self.search(requests, k).rows
+
+    def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
+        """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
+
+        There are as many embeddings as positive outcomes; where a request has fewer, the rest is -1.
+        """
+        rows = np.full((len(requests), max(1, len(self.model.config.positive_outcomes)), k), -1, np.int64)
+        for start in range(0, len(requests), REQUESTS_AT_ONCE):
+            part = requests[start : start + REQUESTS_AT_ONCE]
+            for i, (found, _, _, _) in enumerate(self._lists(part, k), start=start):
+                rows[i, : len(found), : found.shape[1]] = found
+        return rows
+
+    def candidates(self, retrieved: Retrieved, columns: Sequence[str] = ()) -> list[list[Candidate]]:
+        """`Candidate`s of what `search` found, a list a request, with the `columns` asked for.
+
+        Raises:
+            ValueError: a column that the items lack.
+        """
+        there = retrieved.rows >= 0
+        rows = retrieved.rows[there]
+        if columns and self.items is None:
+            raise ValueError(f"columns {list(columns)}: items.parquet is missing from the model's folder")
+        shown = {name: self.items.values(name, rows) for name in columns if self.items is not None}
+        flat = [
+            Candidate(item_id, row, score, retrieved.names[outcome], columns={name: shown[name][i] for name in shown})
+            for i, (item_id, row, score, outcome) in enumerate(
+                zip(
+                    self.tokenizer.catalogue.ids(rows),
+                    rows.tolist(),
+                    retrieved.scores[there].tolist(),
+                    retrieved.outcomes[there].tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        ends = np.cumsum(there.sum(axis=1)).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+
+    def budget(self, request: Request) -> Budget:
+        """The request's own budget, else its surface's default, else everything to an unspecified outcome.
+
+        Raises:
+            ValueError: see `check_budget`.
+        """
+        given = request.get("outcome_budget")
+        if given is None:
+            given = self.model.config.outcome_budgets.get(request.get("surface")) or {None: 1.0}
+        return check_budget(given, self.tokenizer)
+
+    def embed(self, requests: Sequence[Request]) -> Iterator[tuple[np.ndarray, Budget]]:
+        """For each request the embeddings float32 `(outcomes, embedding_size)` of its budget, and the budget."""
+        budgets = [self.budget(request) for request in requests]
+        outcomes = list(dict.fromkeys(name for budget in budgets for name in budget))
+        embeddings = encode_requests(self.model, self.tokenizer, requests, outcomes)
+        for embedding, budget in zip(embeddings, budgets, strict=True):
+            yield embedding[[outcomes.index(name) for name in budget]], budget
+
+    def _lists(
+        self, requests: Sequence[Request], k: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]]:
+        """For each request its embeddings' ranked lists: rows and scores `(embeddings, <= k)`, slots, outcomes."""
+        queries, slots, wanted = [], [], []
+        for embeddings, budget in self.embed(requests):
+            # the last dimension of a dot product's embedding is the constant that meets the item bias
+            directions = embeddings[:, : self.model.config.hidden_size]
+            kept, shares = merge_similar(directions, np.array(list(budget.values())), SIMILAR)
+            queries.append(embeddings[kept])
+            slots.append(allocate_slots(shares, k))
+            wanted.append([list(budget)[place] for place in kept.tolist()])
+        excluded = [self._eligibility.excluded_rows(request) for request in requests]
+        groups: dict[str, list[int]] = {}
+        keys = [self._eligibility.key(request) for request in requests]
+        for i, key in enumerate(keys):
+            groups.setdefault(repr(key), []).append(i)
+        depth = max(1, min(k, len(self.index)))  # of each list: other lists may take what it has first
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for members in groups.values():
+            counts = [len(queries[i]) for i in members]
+            scores, rows = self.index.search(
+                np.concatenate([queries[i] for i in members]),
+                depth,
+                allowed=self._eligibility.mask(keys[members[0]]),
+                excluded_rows=[excluded[i] for i, count in zip(members, counts, strict=True) for _ in range(count)],
+            )
+            ends = np.cumsum(counts)
+            for i, start, end in zip(members, ends - counts, ends, strict=True):
+                found[i] = rows[start:end], scores[start:end]
+        for i in range(len(requests)):
+            yield *found[i], slots[i], wanted[i]
+
+
+def _checked_k(k: Any) -> int:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}; ask for a whole number of items, at least 1")
+    return int(k)
+
+
+def _one_each(name: str, value: Any, n: int) -> list[Any]:
+    if not isinstance(value, list | tuple | np.ndarray):
+        return [value] * n
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} entries for {n} histories; give one for all, or one each")
+    return list(value)
+
+
+def _vector_each(value: Any, n: int) -> list[Any]:
+    """One vector for all, or a list of one (or None) each."""
+    if value is None or (len(value) and np.ndim(value[0]) == 0 and value[0] is not None):
+        return [value] * n
+    return _one_each("query_embedding", value, n)

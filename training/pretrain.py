@@ -1,0 +1,169 @@
+"""Pretrain PinRec on the activity of all surfaces.
+
+    accelerate launch training/pretrain.py --data data --preset small --output_dir pinrec-base
+    accelerate launch training/pretrain.py config.yaml
+    accelerate launch training/pretrain.py ... --resume True      # after a kill: ends in the same weights
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+
+from pinrec_hf.data.collator import PretrainingCollator
+from pinrec_hf.data.dataset_folder import build_tokenizer, default_budgets, read_metadata
+from pinrec_hf.data.windows import SequenceDataset, encode_split
+from pinrec_hf.evaluation.baselines import ARCHITECTURES
+from pinrec_hf.evaluation.evaluate import evaluate
+from pinrec_hf.evaluation.protocol import load_requests
+from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.modeling.configuration_pinrec import PRESETS, PinRecConfig
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.item_table import write_item_table
+from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
+from pinrec_hf.training.run_folder import RunFolder
+from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+
+DAY = 86_400
+
+
+@dataclass
+class Pretraining:
+    """All that a run needs, made from its arguments: the parts of `main`, for benchmarks to vary."""
+
+    tokenizer: PinRecTokenizer
+    config: PinRecConfig
+    model_class: type[PinRecModel]
+    dataset: SequenceDataset
+    collator: PretrainingCollator
+
+
+def prepare_pretraining(
+    data_args: DataArguments, model_args: ModelArguments, training_args: PinRecTrainingArguments
+) -> Pretraining:
+    """Tokenizer, config, rows and collator of a run.
+
+    Raises:
+        FileNotFoundError, ValueError: the data folder is none, or holds no target.
+    """
+    metadata = read_metadata(data_args.data)
+    if model_args.architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {model_args.architecture!r} does not exist; choose one of {sorted(ARCHITECTURES)}")
+    config_class, model_class, fixed = ARCHITECTURES[model_args.architecture]
+    overrides: dict[str, Any] = {**json.loads(model_args.config_overrides or "{}"), **fixed}
+    length = overrides.get("max_position_embeddings", PRESETS.get(model_args.preset, {}).get("max_position_embeddings"))
+    tokenizer = build_tokenizer(
+        data_args.data,
+        model_max_length=length or 256,
+        request_features=overrides.get("request_feature_buckets", 0) > 0,
+    )
+    config = config_class.from_preset(
+        model_args.preset,
+        **{
+            "surfaces": tokenizer.surfaces,
+            "outcomes": tokenizer.outcomes,
+            "negative_outcomes": tokenizer.negative_outcomes,
+            "outcome_budgets": default_budgets(metadata),
+            "num_items": len(tokenizer.catalogue),
+            "content_size": tokenizer.catalogue.content_size,
+            "query_size": tokenizer.query_size,
+            "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
+            **overrides,
+        },
+    )
+    dataset = SequenceDataset(encode_split(data_args.data, "train", tokenizer), window=config.max_position_embeddings - 1)
+    counts = dataset.target_counts(tokenizer.positive_mask, config.num_items)
+    if not counts.sum():
+        raise ValueError(f"{data_args.data} has no training target: no event of a known item has a positive outcome")
+    first, last = dataset.time_range()
+    half_life = data_args.recency_half_life_days
+    collator = PretrainingCollator(
+        tokenizer,
+        frequencies=counts / counts.sum(),
+        seed=training_args.seed,
+        uniform_negatives=data_args.uniform_negatives,
+        full_softmax=config.softmax == "full",
+        condition_dropout=data_args.condition_dropout,
+        time_dropout=data_args.time_dropout,
+        window=data_args.window,
+        recency_half_life=None if half_life is None else half_life * DAY,
+        first_time=first,
+        last_time=last,
+    )
+    return Pretraining(tokenizer, config, model_class, dataset, collator)
+
+
+def train(
+    run: Pretraining,
+    data_args: DataArguments,
+    training_args: PinRecTrainingArguments,
+    resume_from: str | None = None,
+) -> PinRecTrainer:
+    """Trains a model of `run`; returns the trainer with the best weights in `trainer.model`."""
+    set_seed(training_args.seed)
+    model = run.model_class(run.config)
+    requests = load_requests(
+        data_args.data, "validation", run.tokenizer.catalogue, max_users=data_args.validation_users, seed=0
+    )
+    hide_time = data_args.time_dropout >= 1
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        ranker = ModelRanker(model, run.tokenizer, hide_time=hide_time)
+        result = evaluate(ranker, requests, run.tokenizer.catalogue, resamples=100, progress=False)
+        return {
+            **{name: result.metrics[name].value for name in ("recall@10", "recall@50", "ndcg@10")},
+            **result.coverage,
+        }
+
+    patience = training_args.early_stopping_patience
+    trainer = PinRecTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=run.dataset,
+        eval_dataset=requests.requests,
+        data_collator=run.collator,
+        validate=validate,
+        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer
+
+
+def main() -> None:
+    parser = HfArgumentParser((DataArguments, ModelArguments, PinRecTrainingArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
+        data_args, model_args, training_args = parser.parse_yaml_file(sys.argv[1])
+    else:
+        data_args, model_args, training_args = parser.parse_args_into_dataclasses()
+    folder = RunFolder(training_args.output_dir, training_args.resume)
+    training_args.output_dir = str(folder.checkpoints)
+    run = prepare_pretraining(data_args, model_args, training_args)
+    with folder.locked():
+        trainer = train(run, data_args, training_args, resume_from=newest_checkpoint(folder.checkpoints))
+        if trainer.is_world_process_zero():
+            with folder.publish() as output:
+                save(trainer, run, data_args.data, output)
+
+
+def save(trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
+    """Model, tokenizer with catalogue and item columns, the code for `trust_remote_code`, the run's log, and the
+    data's metadata."""
+    PinRecConfig.register_for_auto_class()
+    PinRecModel.register_for_auto_class("AutoModel")
+    PinRecTokenizer.register_for_auto_class("AutoTokenizer")
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
+    run.tokenizer.save_pretrained(output)
+    write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue)
+    shutil.copyfile(Path(data) / "metadata.json", output / "data.json")
+    trainer.state.save_to_json(str(output / "trainer_state.json"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""`PinRecTrainer`: transformers' Trainer with recall as its evaluation and checkpoints that are whole or absent."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from pinrec_hf.data.windows import LengthGroupedSampler
+
+COMPLETE = "complete"
+"""Name of the empty file that is written last into a checkpoint: without it, a kill came in between."""
+
+
+def newest_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest complete checkpoint below `output_dir`, or `None`.
+
+    The Trainer itself resumes from a checkpoint without optimizer or random state, silently and to other weights.
+    """
+    complete = [path.parent for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+
+
+class PinRecTrainer(Trainer):
+    """
+    Args:
+        validate (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*): metrics of the model on validation
+            requests, e.g. `{"recall@10": 0.1}`.
+    """
+
+    def __init__(self, *args, validate: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.validate = validate
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedSampler(dataset.lengths, self._train_batch_size, self.args.seed)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices of linear layers decay; embeddings, norms, biases and the temperature do not."""
+        return [
+            f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        ]
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """Recall on the validation requests, instead of the loss: what the model is for."""
+        if self.validate is None:
+            return {}
+        start = time.time()
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.random.fork_rng(devices=[]):
+            # so that a run evaluated more often still ends in the same weights
+            metrics = self.validate(model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.time() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            (folder / COMPLETE).touch()

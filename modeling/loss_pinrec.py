@@ -162,5 +162,6 @@ def sampled_softmax_loss(
         logits = torch.addmm(log_weights, queries, pool.T)
         logits = logits.masked_fill(_excluded(own, row, times, availability), float("-inf"))
         positive = (queries * positives).sum(-1)
-        normaliser = torch.logsumexp(torch.cat([positive[:, None], logits], 1), 1)
-        return (weights * (normaliser - positive)).sum()
+        top = torch.maximum(logits.amax(1), positive).detach()
+        normaliser = (logits - top[:, None]).exp().sum(1) + (positive - top).exp()
+        return (weights * (normaliser.log() + top - positive)).sum()

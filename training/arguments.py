@@ -13,7 +13,6 @@ class DataArguments:
     uniform_negatives: int = field(default=16, metadata={"help": "Uniform negatives that each row adds to the pool."})
     condition_dropout: float = field(default=0.15, metadata={"help": "Share of targets without a wanted outcome."})
     time_dropout: float = field(default=0.1, metadata={"help": "Share of targets whose request time is hidden."})
-    window: int = field(default=1, metadata={"help": "Positive events ahead that a position may predict."})
     recency_half_life_days: float | None = field(
         default=None, metadata={"help": "Age at which a target counts half in the loss; none: all count the same."}
     )

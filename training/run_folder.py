@@ -23,6 +23,9 @@ class RunFolder:
     def __init__(self, output_dir: str | Path, resume: bool) -> None:
         self.output = Path(output_dir)
         self.checkpoints = self.output.with_name(self.output.name + ".training")
+        self.is_first_process = int(os.environ.get("RANK", 0)) == 0
+        if not self.is_first_process:
+            return  # the first process of the run checks and locks for all
         if self.output.exists():
             raise FileExistsError(f"{self.output} exists; choose another --output_dir or remove it")
         if self.checkpoints.exists() and not resume:
@@ -39,6 +42,9 @@ class RunFolder:
         Raises:
             FileExistsError: another process holds it.
         """
+        if not self.is_first_process:
+            yield
+            return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         with open(self.checkpoints / "lock", "w") as lock:
             try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinrec_hf.commands.console import add_command, parse_pairs, print_json
+from pinrec_hf.commands.console import add_command, parse_pairs, print_json, table
 
 if TYPE_CHECKING:
+    from pinrec_hf.evaluation.bootstrap import Difference
     from pinrec_hf.evaluation.evaluate import Evaluation
     from pinrec_hf.evaluation.protocol import Requests
     from pinrec_hf.modeling.catalogue_pinrec import Catalogue
@@ -94,9 +96,19 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print_json(json.loads((Path(args.output_dir) / "evaluation.json").read_text("utf-8")))
         return
-    for part in report_tables(systems, comparisons)[: 1 + len(comparisons)]:
-        print(part.markdown())
-    print(f"wrote {args.output_dir}/report.html")
+    print(report_tables(systems)[0].markdown())
+    shown = [name for name in systems[0].metrics if name.startswith(("recall@", "ndcg@"))]
+    rows = [
+        [f"{comparison.a} minus {comparison.b}", *(_difference(comparison.metrics[name]) for name in shown)]
+        for comparison in comparisons
+    ]
+    print(table(["", *shown], rows))
+    print(f"\nbrackets: 95 % intervals over users; by surface, outcome and more: {args.output_dir}/report.html")
+
+
+def _difference(difference: Difference) -> str:
+    relative = "" if math.isnan(difference.relative_percent) else f" ({difference.relative_percent:+.0f} %)"
+    return f"{difference.difference:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]{relative}"
 
 
 def _training_log(folder: Path) -> Path | None:

@@ -42,7 +42,6 @@ class PretrainingCollator:
     full_softmax: bool = False
     condition_dropout: float = 0.15
     time_dropout: float = 0.1
-    window: int = 1
     recency_half_life: float | None = None
     first_time: int = 0
     last_time: int = 0
@@ -107,11 +106,8 @@ class PretrainingCollator:
             age = self.last_time - np.where(times >= 0, times, self.first_time)
             weights = weights * 0.5 ** (age / self.recency_half_life)
         hidden = rng.random((2, len(events)))
-        # PinnerFormer's dense all-action objective: with p = 1/2 a target is predicted from before one of the positive events that precede it
-        behind = rng.integers(1, max(self.window, 2), size=len(events)) * (rng.random(len(events)) < 0.5) * (self.window > 1)
-        sources = events[np.maximum(np.arange(len(events)) - behind, 0)] if len(events) else events
         return {
-            "events": sources,
+            "events": events,
             "items": items[events],
             "surfaces": window["surfaces"][kept][events],
             "outcomes": np.where(

@@ -229,12 +229,13 @@ class PinRecRetriever:
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
 
-        There are as many embeddings as positive outcomes; where a request has fewer, the rest is -1.
+        Similar ones are not merged. There are as many embeddings as positive outcomes; where a request's budget has
+        fewer, the rest is -1.
         """
         rows = np.full((len(requests), max(1, len(self.model.config.positive_outcomes)), k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
-            for i, (found, _, _, _) in enumerate(self._lists(part, k), start=start):
+            for i, (found, _, _, _) in enumerate(self._lists(part, k, similar=np.inf), start=start):
                 rows[i, : len(found), : found.shape[1]] = found
         return rows
 
@@ -284,14 +285,14 @@ class PinRecRetriever:
             yield embedding[[outcomes.index(name) for name in budget]], budget
 
     def _lists(
-        self, requests: Sequence[Request], k: int
+        self, requests: Sequence[Request], k: int, similar: float = SIMILAR
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]]:
         """For each request its embeddings' ranked lists: rows and scores `(embeddings, <= k)`, slots, outcomes."""
         queries, slots, wanted = [], [], []
         for embeddings, budget in self.embed(requests):
             # the last dimension of a dot product's embedding is the constant that meets the item bias
             directions = embeddings[:, : self.model.config.hidden_size]
-            kept, shares = merge_similar(directions, np.array(list(budget.values())), SIMILAR)
+            kept, shares = merge_similar(directions, np.array(list(budget.values())), similar)
             queries.append(embeddings[kept])
             slots.append(allocate_slots(shares, k))
             wanted.append([list(budget)[place] for place in kept.tolist()])

@@ -72,7 +72,7 @@ def test_hidden_states_and_attentions(model, training_batch):
     assert close(output.hidden_states[-1], output.last_hidden_state)
     real = training_batch["attention_mask"].bool()
     assert close(output.attentions[0].sum(-1).transpose(1, 2)[real], torch.ones(int(real.sum()), 2))
-    assert not output.attentions[0].triu(1).any()
+    assert not output.attentions[0].triu(1).transpose(1, 2)[real].any()
 
 
 @torch.no_grad()
@@ -104,7 +104,8 @@ def test_eager_equals_sdpa(any_model, training_batch):
 @torch.no_grad()
 def test_flex_attention(model, training_batch):
     real = training_batch["attention_mask"].bool()
-    outputs = [with_attention(model, name)(**training_batch) for name in ("sdpa", "flex_attention")]
+    with torch.compiler.set_stance("force_eager"):  # compiled for a CPU it takes minutes, and has no backward
+        outputs = [with_attention(model, name)(**training_batch) for name in ("sdpa", "flex_attention")]
     assert close(*(output.last_hidden_state[real] for output in outputs), tolerance=1e-4)
 
 
@@ -145,7 +146,7 @@ def test_packed_equals_padded(any_model, attention, training_batch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("split", [1, 5, -1])
+@pytest.mark.parametrize("split", [1, 3, -1])
 def test_cache_equals_no_cache(any_model, tokenizer, requests_example, split):
     for side in ("left", "right"):
         tok = copy.copy(tokenizer)
@@ -193,11 +194,11 @@ def test_bf16(any_model, training_batch):
         assert abs(any_model(**training_batch).loss - expected.loss) < 0.05 * expected.loss
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile_without_graph_breaks(any_model, training_batch, backend):
+@pytest.mark.parametrize(("pooled_history", "backend"), [(False, "aot_eager"), (True, "eager")])
+def test_compile_without_graph_breaks(make_model, training_batch, pooled_history, backend):
     torch.compiler.reset()
-    expected, grads = gradients(any_model, training_batch)
-    model = copy.deepcopy(any_model)
+    model = make_model(pooled_history=pooled_history)
+    expected, grads = gradients(model, training_batch)
     loss = torch.compile(model, fullgraph=True, backend=backend)(**training_batch).loss
     assert close(loss, expected)
     loss.backward()

@@ -76,7 +76,7 @@ def train(name: str, architecture: str, trial: dict[str, Any], seed: int) -> Pat
 
 
 def measured(folder: Path, requests: Requests, name: str, hide_time: bool) -> Evaluation:
-    model, tokenizer = load_pretrained(folder)
+    model, tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[name][1])
     ranker = ModelRanker(model, tokenizer, hide_time=hide_time)
     return evaluate(ranker, requests, tokenizer.catalogue, name=name, progress=False)
 
@@ -94,7 +94,7 @@ def run_dataset(name: str) -> dict[str, Any]:
         for trial in plan["trials"]:
             folder = train(name, architecture, trial, plan["seeds"][0])
             if tokenizer is None:
-                tokenizer = load_pretrained(folder)[1]
+                tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[architecture][1])[1]
                 requests = {s: load_requests(prepared(name), s, tokenizer.catalogue) for s in ("validation", "test")}
             result = measured(folder, requests["validation"], architecture, hide_time)
             state = json.loads((folder / "trainer_state.json").read_text())
@@ -151,15 +151,19 @@ def gain(comparison: Comparison, metric: str) -> dict[str, Any]:
 def kuairand() -> None:
     run = run_dataset("kuairand")
     systems, seeds = run["systems"], PLAN["kuairand"]["seeds"]
-    popularity = best_popularity(prepared("kuairand"), run["catalogue"], requests=run["requests"]).evaluation
+    popularity, frozen = (
+        best_popularity(prepared("kuairand"), run["catalogue"], requests=run["requests"], rolling=rolling).evaluation
+        for rolling in (None, False)
+    )
     means = {
         name: {m: sum(e.metrics[m].value for e in runs) / len(runs) for m in ("recall@10", "recall@50", "ndcg@10")}
-        for name, runs in {**systems, "popularity": [popularity]}.items()
+        for name, runs in {**systems, "popularity": [popularity], "frozen popularity": [frozen]}.items()
     }
     coverage = [evaluation.coverage["coverage@10"] for evaluation in systems["pinrec"]]
     rows = []
     for peer, runs, targets in (
         ("decayed popularity", [popularity], {"recall@50": 70, "recall@10": 55}),
+        ("decayed popularity frozen at the cut", [frozen], {"recall@50": 70, "recall@10": 55}),
         ("SASRec", systems["sasrec"], {"recall@10": 25, "recall@50": 15}),
         ("two-tower", systems["two_tower"], {"recall@50": 3}),
     ):

@@ -11,6 +11,10 @@ NO_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
 START_EVENT, ITEM_EVENT, QUERY_EVENT, SUBJECT_EVENT = 0, 1, 2, 3
 """Event types: the start of every sequence, an item acted on, a search query, a subject item."""
 
+HOUR, DAY = 3_600, 86_400
+TIME_PERIODS = (HOUR // 4, HOUR // 2, HOUR * 3 // 4, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 16 * HOUR, DAY, 7 * DAY)
+"""Seconds. The paper's, up to a week: longer ones tell days of a short log apart, which says nothing of later days."""
+
 SIGNALS = ("surface", "outcome", "time")
 
 MAX_REQUEST_FEATURES, REQUEST_FEATURE_BITS = 5, 12
@@ -35,6 +39,7 @@ class PinRecConfig(PreTrainedConfig):
         outcome_budgets (`dict[str, dict[str, float]]`): the default outcome budget of each surface.
         signals (`list[str]`): what an event and a request tell the model besides the item and its order:
             any of `"surface"`, `"outcome"`, `"time"`. None of them is SASRec.
+        time_periods (`list[int]`): periods, in seconds, at which absolute time is seen as sin and cos.
         num_items (`int`): rows of the catalogue that the id table covers (later rows share the unknown id).
         content_size, query_size (`int`): width of the items' and queries' content vectors, 0 for none.
         item_id_embedding (`str`, *optional*): `"full"` (one row an item), `"hashed"` (k hash functions into k
@@ -75,6 +80,7 @@ class PinRecConfig(PreTrainedConfig):
     negative_outcomes: list[str] | None = None
     outcome_budgets: dict | None = None
     signals: list[str] | None = None
+    time_periods: list[int] | None = None
 
     num_items: int = 0
     content_size: int = 0
@@ -98,6 +104,7 @@ class PinRecConfig(PreTrainedConfig):
         self.negative_outcomes = list(self.negative_outcomes or [])
         self.outcome_budgets = dict(self.outcome_budgets or {})
         self.signals = list(SIGNALS if self.signals is None else self.signals)
+        self.time_periods = list(TIME_PERIODS if self.time_periods is None else self.time_periods)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
@@ -162,6 +169,8 @@ class PinRecConfig(PreTrainedConfig):
             )
         if self.signals is not None and (unknown := sorted(set(self.signals) - set(SIGNALS))):
             raise ValueError(f"signals {unknown} do not exist; choose among {list(SIGNALS)}")
+        if any(period <= 0 for period in self.time_periods or []):
+            raise ValueError(f"time_periods={self.time_periods} must be seconds above 0")
         for field in ("surfaces", "outcomes"):
             names = getattr(self, field) or []
             if len(set(names)) != len(names):

@@ -18,9 +18,9 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.size = rows.shape[0]
-        gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]
         tables (`torch.Tensor` of shape `(pool, ...)`): what belongs to each of them.
 
     Returns:
-        the length of one process's part, the gathered ids, and the gathered tables. Padding has the largest id and
-        zeros.
+        the length of one process's part, the gathered ids, and the gathered tables. Padding has an id above all
+        others and zeros.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return ids.shape[0], ids, list(tables)
@@ -48,7 +48,8 @@ def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]
     part = int(size)
     missing = part - ids.shape[0]
     padded = [torch.nn.functional.pad(t, (0, 0) * (t.dim() - 1) + (0, missing)) for t in tables]
-    ids = torch.nn.functional.pad(ids, (0, missing), value=torch.iinfo(torch.int64).max)
+    # not `pad`, whose fill value is a double: the largest integer would become the smallest
+    ids = torch.cat([ids, ids.new_full((missing,), torch.iinfo(torch.int64).max)])
     return part, _GatherRows.apply(ids), [_GatherRows.apply(table) for table in padded]
 
 

@@ -29,6 +29,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pinrec import (
+    DAY,
     FIRST_ITEM,
     MAX_REQUEST_FEATURES,
     REQUEST_FEATURE_BITS,
@@ -37,8 +38,6 @@ from .configuration_pinrec import (
 )
 from .loss_pinrec import gather_pool, members, sampled_softmax_loss
 
-HOUR, DAY = 3_600, 86_400
-ABSOLUTE_PERIODS = [*(int(HOUR * h) for h in (0.25, 0.5, 0.75, 1, 2, 4, 8, 16)), DAY, 7 * DAY, 28 * DAY, 365 * DAY]
 GAP_PERIODS = 32
 
 
@@ -152,18 +151,19 @@ class EntityEncoder(nn.Module):
 class TimeEncoding(nn.Module):
     """When something happened and how long after the event before, each possibly unknown.
 
-    Absolute time as sin/cos at fixed periods from 15 minutes to a year; the gap on 32 log-spaced periods from 1 s
+    Absolute time as sin/cos at fixed periods; the gap on 32 log-spaced periods from 1 s
     to 4 weeks with learned phases, plus its logarithm (PinnerFormer, arXiv 2205.04507, section 3.2).
     """
 
     def __init__(self, config: PinRecConfig) -> None:
         super().__init__()
+        self.periods = config.time_periods
         self.gap_phase = nn.Parameter(torch.zeros(GAP_PERIODS))
-        self.proj = nn.Linear(2 * len(ABSOLUTE_PERIODS) + GAP_PERIODS + 3, config.hidden_size)
+        self.proj = nn.Linear(2 * len(self.periods) + GAP_PERIODS + 3, config.hidden_size)
 
     def forward(self, timestamps: Tensor, gaps: Tensor) -> Tensor:
         """int64 seconds since epoch (UTC) and int64 seconds since the event before, -1 unknown, any shape."""
-        periods = torch.tensor(ABSOLUTE_PERIODS, device=timestamps.device)
+        periods = torch.tensor(self.periods, device=timestamps.device)
         # the modulo is taken in int64: a float32 second steps by 128 s at today's timestamps
         phase = (timestamps[..., None] % periods).float() / periods * (2 * math.pi)
         known = (timestamps >= 0)[..., None].float()
@@ -485,7 +485,13 @@ class PinRecModel(PinRecPreTrainedModel):
         self.norm = PinRecRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def backbone(
-        self, events: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None, **kwargs
+        self,
+        events: Tensor,
+        event_types: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Cache | None,
+        **kwargs,
     ) -> Tensor:
         """`(batch, length, hidden_size)` events to hidden states of the same shape, each seeing no later event."""
         mask = create_causal_mask(self.config, events, attention_mask, cache, position_ids)
@@ -610,7 +616,7 @@ class PinRecModel(PinRecPreTrainedModel):
             cache = DynamicCache()
         if position_ids is None:
             position_ids = self._positions(attention_mask, events, cache)
-        hidden_states = self.backbone(events, attention_mask, position_ids, cache, **kwargs)
+        hidden_states = self.backbone(events, event_types, attention_mask, position_ids, cache, **kwargs)
 
         embeddings = loss = None
         pool = self.outcome_head.pool

@@ -85,10 +85,11 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         queries: Catalogue | None = None,
         **kwargs,
     ) -> None:
-        self.catalogue = catalogue if catalogue_file is None else Catalogue.open(catalogue_file)
+        found = catalogue if catalogue_file is None else Catalogue.open(catalogue_file)
         self.query_catalogue = queries if queries_file is None else Catalogue.open(queries_file)
-        if self.catalogue is None:
+        if found is None:
             raise ValueError("a PinRecTokenizer needs a catalogue: pass catalogue_file= or catalogue=")
+        self.catalogue: Catalogue = found
         self.surfaces, self.outcomes = list(surfaces), list(outcomes)
         self.negative_outcomes, self.keep_ignored = list(negative_outcomes), keep_ignored
         self.request_features = request_features
@@ -281,17 +282,16 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         batch["event_items"] = np.searchsorted(table, items)
         batch.update(self.item_table(table))
         brought = [i for i, row in enumerate(rows) if "query_vector" in row]
-        batch["event_queries"] = np.zeros_like(items)
-        if brought or queries.any():
-            hashes = np.unique(np.append(queries, 0))
-            batch["event_queries"] = np.searchsorted(hashes, queries)
-            # a vector that a request brings is its own: another row may ask the same text with another or none
-            last = brought, (offsets + lengths)[brought] - 1
-            batch["event_queries"][last] = len(hashes) + np.arange(len(brought))
-            batch["query_hashes"] = np.append(hashes, queries[last])
-            if self.query_size:
-                vectors = [rows[i]["query_vector"][None] for i in brought]
-                batch["query_vectors"] = np.concatenate([self._query_vectors(hashes), *vectors])
+        # always there, be it with the one row "no query": under DDP every encoder must run on every process
+        hashes = np.unique(np.append(queries, 0))
+        batch["event_queries"] = np.searchsorted(hashes, queries)
+        # a vector that a request brings is its own: another row may ask the same text with another or none
+        last = brought, (offsets + lengths)[brought] - 1
+        batch["event_queries"][last] = len(hashes) + np.arange(len(brought))
+        batch["query_hashes"] = np.append(hashes, queries[last])
+        if self.query_size:
+            vectors = [rows[i]["query_vector"][None] for i in brought]
+            batch["query_vectors"] = np.concatenate([self._query_vectors(hashes), *vectors])
         return BatchEncoding({name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batch.items()})
 
     def item_table(self, item_ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,6 +24,8 @@ from pinrec_hf.data.prepare import prepare
 from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.build import build_index
+from pinrec_hf.retrieval.item_table import write_item_table
 
 torch.set_num_threads(1)
 
@@ -160,6 +162,17 @@ def make_model(tokenizer):
 def model(make_model, tiny_data) -> PinRecModel:
     """A tiny model in eval mode, untrained, shared by all tests: never train or change it."""
     return make_model(outcome_budgets=default_budgets(read_metadata(tiny_data)))
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory, model, tokenizer, tiny_data) -> Path:
+    """A model's folder as pretraining leaves it, indexed: read it, or copy it to change it."""
+    folder = tmp_path_factory.mktemp("saved") / "pinrec-tiny"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_item_table(tiny_data / "items.parquet", folder / "items.parquet", tokenizer.catalogue)
+    build_index(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,9 @@ class PinRecTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedSampler(dataset.lengths, self._train_batch_size, self.args.seed)
+        # the batch of all processes and accumulated steps, so that how they share it does not change what is in it
+        whole = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(dataset.lengths, whole, self.args.seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices of linear layers decay; embeddings, norms, biases and the temperature do not."""

@@ -23,7 +23,7 @@ def _add_simulate(commands: Any) -> None:
         "write a simulated log of three surfaces, with items, queries and the truth behind it",
         "  pinrec simulate --size 100000 --output-dir simulated\n"
         "  pinrec prepare --log simulated/log --items simulated/items.parquet \\\n"
-        "      --queries simulated/queries.parquet --time-unit s --negative-outcome hide --output-dir data",
+        "      --queries simulated/queries.parquet --negative-outcome hide --output-dir data",
     )
     parser.add_argument(
         "--output-dir", required=True, help="new folder for log/, items.parquet, queries.parquet, truth/"
@@ -63,7 +63,7 @@ def simulate(args: argparse.Namespace) -> None:
     print(table(["surface", *ks], found, right=ks))
     print(
         f"\nnext: pinrec prepare --log {args.output_dir}/log --items {args.output_dir}/items.parquet "
-        f"--queries {args.output_dir}/queries.parquet --time-unit s --negative-outcome hide --output-dir data"
+        f"--queries {args.output_dir}/queries.parquet --negative-outcome hide --output-dir data"
     )
 
 

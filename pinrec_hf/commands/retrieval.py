@@ -88,6 +88,9 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--query", help="the search query")
     group.add_argument("--context-item", metavar="ID", help="the subject item of related items")
     group.add_argument(
+        "--request-feature", action="append", default=[], metavar="TEXT", help="such as device=ios; repeatable"
+    )
+    group.add_argument(
         "--outcome",
         action="append",
         default=[],
@@ -131,7 +134,7 @@ def recommend(args: argparse.Namespace) -> None:
     request = _request(args, retriever)
     titles = ["title"] if retriever.items is not None and "title" in retriever.items.names else []
     columns = titles if not args.json or retriever.items is None else retriever.items.names
-    (candidates,) = retriever.recommend([history], k=args.k, columns=columns, **_one(request))
+    (candidates,) = retriever.recommend([history], k=args.k, columns=columns, **request)
     if args.json:
         print_json({"user": args.user, "split": split, "request": request, "candidates": list(map(asdict, candidates))})
         return
@@ -190,6 +193,7 @@ def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, 
         "timestamp": None if args.timestamp is None else parse_time(args.timestamp, "--timestamp"),
         "query": args.query,
         "context_item_id": None if args.context_item is None else _item_id(args.context_item, retriever),
+        "request_features": args.request_feature or None,
         "outcome_budget": parse_shares(args.outcome) if args.outcome else None,
         "exclude": [_item_id(text, retriever) for text in args.exclude] or None,
     }
@@ -201,10 +205,6 @@ def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, 
             filters.setdefault(column, []).append(retriever.items.parse(column, text))
         request["filters"] = filters
     return {name: value for name, value in request.items() if value is not None}
-
-
-def _one(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: [value] if name == "exclude" else value for name, value in request.items()}
 
 
 def _item_id(text: str, retriever: PinRecRetriever) -> str | int:

@@ -71,19 +71,13 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
 def _read_meta(file: Path, wanted: set[str]) -> pa.Table:
     """Lines of JSON, or of Python literals, as the 2014 files are."""
     items = []
-    with (
-        gzip.open(file, "rt", encoding="utf-8")
-        if file.suffix == ".gz"
-        else file.open(encoding="utf-8") as lines
-    ):
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
         for line in lines:
             asin = ASIN.search(line)
             if asin and asin[1] in wanted:
                 items.append(_item(_parse(line)))
     schema = {"item_id": pa.string(), "title": pa.string(), "features": pa.list_(pa.string())}
-    return pa.Table.from_pylist(
-        sorted(items, key=lambda item: item["item_id"]), schema=pa.schema(schema.items())
-    )
+    return pa.Table.from_pylist(sorted(items, key=lambda item: item["item_id"]), schema=pa.schema(schema.items()))
 
 
 def _parse(line: str) -> dict[str, Any]:

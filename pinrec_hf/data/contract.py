@@ -136,9 +136,7 @@ def match_columns(schema: pa.Schema, table: str, columns: Mapping[str, str] | No
                 )
             continue
         kind = schema.field(source).type
-        if not _fits(kind, column.kind) or (
-            pa.types.is_null(kind) and column.required and column.kind != "time"
-        ):
+        if not _fits(kind, column.kind) or (pa.types.is_null(kind) and column.required and column.kind != "time"):
             hint = ""
             if column.kind == "id" and pa.types.is_floating(kind):
                 hint = "; pandas turns integers with holes into floats: use its 'Int64' type"
@@ -155,9 +153,7 @@ def check_column_map(columns: Mapping[str, str] | None, schemas: Mapping[str, pa
     known = {name for table in TABLES.values() for name in table}
     for name, source in (columns or {}).items():
         if name not in known:
-            raise DataContractError(
-                f"columns: {name!r} is no column of the contract, which has {sorted(known)}"
-            )
+            raise DataContractError(f"columns: {name!r} is no column of the contract, which has {sorted(known)}")
         if not any(source in schema.names for table, schema in schemas.items() if name in TABLES[table]):
             present = {table: schema.names for table, schema in schemas.items()}
             raise DataContractError(f"columns: no table has {source!r} (for {name!r}); present are {present}")
@@ -189,9 +185,7 @@ def check_integer_times(name: str, smallest: float | None, largest: float | None
         raise DataContractError(f"time_unit must be one of {list(UNITS_PER_SECOND)}, not {unit!r}")
     if smallest is None or largest is None:
         return
-    fitting = [
-        u for u, per in UNITS_PER_SECOND.items() if EARLIEST * per <= smallest and largest < LATEST * per
-    ]
+    fitting = [u for u, per in UNITS_PER_SECOND.items() if EARLIEST * per <= smallest and largest < LATEST * per]
     if unit is None:
         hint = f"; {largest:.0f} looks like {fitting[0]!r}" if fitting else ""
         raise DataContractError(f"{name} holds integers: say their unit with time_unit='s'|'ms'|'us'{hint}")
@@ -199,9 +193,7 @@ def check_integer_times(name: str, smallest: float | None, largest: float | None
         return
     per = UNITS_PER_SECOND[unit]
     worst = smallest if smallest < EARLIEST * per else largest
-    remedy = (
-        f"time_unit={fitting[0]!r} would be plausible" if fitting else "no unit makes all of them plausible"
-    )
+    remedy = f"time_unit={fitting[0]!r} would be plausible" if fitting else "no unit makes all of them plausible"
     unknown = "; an unknown time must be null, not 0" if smallest == 0 else ""
     raise DataContractError(
         f"{name}: {worst:.0f} is not between the years 1980 and 2100 in time_unit={unit!r}; {remedy}{unknown}"
@@ -222,11 +214,7 @@ def parse_time(value: int | float | str | datetime, name: str) -> int:
             value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
         seconds = int(value // 1)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataContractError(
-            f"{name}={value!r} is neither seconds since epoch nor an ISO 8601 time"
-        ) from error
+        raise DataContractError(f"{name}={value!r} is neither seconds since epoch nor an ISO 8601 time") from error
     if not EARLIEST <= seconds < LATEST:
-        raise DataContractError(
-            f"{name}={value!r} is not between the years 1980 and 2100 in seconds since epoch"
-        )
+        raise DataContractError(f"{name}={value!r} is not between the years 1980 and 2100 in seconds since epoch")
     return seconds

@@ -59,9 +59,7 @@ class TableWriter:
         groups = self._groups()
         first = next(groups, None)
         if first is None:
-            raise DataContractError(
-                f"{self.source.name}: no row is left; {'; '.join(map(str, self.findings))}"
-            )
+            raise DataContractError(f"{self.source.name}: no row is left; {'; '.join(map(str, self.findings))}")
         with pq.ParquetWriter(path, first.schema, compression="zstd") as file:
             file.write_table(first)
             for group in groups:
@@ -71,26 +69,15 @@ class TableWriter:
         """Rows whose key an earlier row has."""
         keys = self._view.filter(self._view[self.key].notnull()).select("row", self.key)
         repeated = keys.group_by(self.key).agg(first=keys.row.min(), n=keys.count()).filter(lambda t: t.n > 1)
-        later = (
-            keys.inner_join(repeated, self.key)
-            .filter(lambda t: t.row != t.first)
-            .select("row")
-            .order_by("row")
-        )
+        later = keys.inner_join(repeated, self.key).filter(lambda t: t.row != t.first).select("row").order_by("row")
         return later.to_pyarrow()["row"].to_numpy()
 
     def _find_vector_size(self) -> int:
-        widths = (
-            self._view.mutate(width=self._view.embedding.length())
-            .group_by("width")
-            .agg(n=lambda t: t.count())
-        )
+        widths = self._view.mutate(width=self._view.embedding.length()).group_by("width").agg(n=lambda t: t.count())
         widths = widths.filter(widths.width > 0).order_by(ibis.desc("n"), "width").limit(1)
         commonest = rows_of(widths)
         if not commonest:
-            raise DataContractError(
-                f"{self.source.name}: column 'embedding' holds no vector; leave it out or fill it"
-            )
+            raise DataContractError(f"{self.source.name}: column 'embedding' holds no vector; leave it out or fill it")
         return commonest[0]["width"]
 
     def _time_unit(self, name: str, time_unit: str | None) -> int:
@@ -145,9 +132,7 @@ class TableWriter:
 
     def _judge_vectors(self, vectors: pa.ListArray, reasons: np.ndarray) -> None:
         right = (
-            pc.equal(pc.list_value_length(vectors), self.vector_size)
-            .fill_null(False)
-            .to_numpy(zero_copy_only=False)
+            pc.equal(pc.list_value_length(vectors), self.vector_size).fill_null(False).to_numpy(zero_copy_only=False)
         )
         reasons[~right] = f"embedding has not {self.vector_size} numbers, as most have"
         values = vectors.filter(pa.array(right)).flatten().fill_null(float("nan")).to_numpy()

@@ -97,9 +97,7 @@ def load_kuairand(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
         names = {"shown": "impression_seq", "viewed": "long_view_seq", "liked": "like_seq"}
         history = HISTORY.format(**{list_: LIST.format(name=name) for list_, name in names.items()})
         events = EVENTS.format(rows=_relation([root / "events.parquet"]))
-        log = con.sql(
-            f'SELECT * FROM ({history} UNION ALL {events}) ORDER BY user_id, timestamp NULLS FIRST, "order"'
-        )
+        log = con.sql(f'SELECT * FROM ({history} UNION ALL {events}) ORDER BY user_id, timestamp NULLS FIRST, "order"')
         items = con.sql(ITEMS.format(rows=_relation([root / "items.parquet"])))
         return log.to_arrow_table(), items.to_arrow_table()
     root = root / "data" if (root / "data" / RAW_ITEMS).exists() else root

@@ -62,8 +62,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
         example = _first(log.filter(unequal), ["outcomes", "outcome_timestamps"], 1)
         if example:
             raise DataContractError(
-                "log: outcome_timestamps must have an entry for each of the outcomes (null = at once); "
-                f"{example[0]}"
+                f"log: outcome_timestamps must have an entry for each of the outcomes (null = at once); {example[0]}"
             )
     has_query = log.query.notnull() if "query" in log.columns else ibis.literal(False)
     bad_weight = ibis.literal(False)
@@ -90,9 +89,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
             "item_id",
             *(c for c in source.columns if c in text and c not in ("user_id", "item_id")),
         ]
-        findings.append(
-            Finding("log", text, found[text]["n"], _first(log.filter(log.reason == text), columns))
-        )
+        findings.append(Finding("log", text, found[text]["n"], _first(log.filter(log.reason == text), columns)))
 
     rows = log.filter(log.reason.isnull()).drop("reason")
     rows = rows.mutate(time=_micros(rows.timestamp, units["timestamp"])).drop("timestamp")
@@ -103,9 +100,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
         rows = rows.mutate(surface=ibis.literal("default"))
     if "outcomes" not in rows.columns:
         rows = rows.mutate(outcomes=ibis.array([ibis.literal("interaction")]))
-    last_time = (
-        None if good["last"] is None else int(good["last"] // UNITS_PER_SECOND[units["timestamp"] or "s"])
-    )
+    last_time = None if good["last"] is None else int(good["last"] // UNITS_PER_SECOND[units["timestamp"] or "s"])
     return CheckedLog(rows, good["n"], last_time, findings)
 
 

@@ -97,14 +97,8 @@ def prepare(
             report = Report()
             log_source = open_source(con, "log", log, columns, work)
             tables = {"items": items, "queries": queries}
-            sources = {
-                t: open_source(con, t, given, columns, work)
-                for t, given in tables.items()
-                if given is not None
-            }
-            check_column_map(
-                columns, {t: source.schema for t, source in {"log": log_source, **sources}.items()}
-            )
+            sources = {t: open_source(con, t, given, columns, work) for t, given in tables.items() if given is not None}
+            check_column_map(columns, {t: source.schema for t, source in {"log": log_source, **sources}.items()})
             id_types = _id_types(log_source, sources.get("items"))
             report.rows_read = {source.name: source.num_rows for source in (log_source, *sources.values())}
 
@@ -133,18 +127,14 @@ def prepare(
             _refuse(report.findings, strict)
 
             optional = {column for column in OPTIONAL if column in log_source.columns}
-            schema = sequence_schema(
-                _ARROW_TYPES[id_types["user_id"]], _ARROW_TYPES[id_types["item_id"]], optional
-            )
+            schema = sequence_schema(_ARROW_TYPES[id_types["user_id"]], _ARROW_TYPES[id_types["item_id"]], optional)
             parts = _stage(con, checked, work / "log")
             _write_sequences(con, parts, folder, schema, split, view_gap_minutes, report)
             _refuse(report.findings, strict)
             split.check(report.num_users)
 
             vocabulary = _vocabulary(con, folder / "train", negative_outcomes)
-            report.num_items = (
-                report.rows_kept["items"] if items is not None else _write_train_items(con, folder)
-            )
+            report.num_items = report.rows_kept["items"] if items is not None else _write_train_items(con, folder)
             metadata = {
                 "format": 1,
                 "name": name,
@@ -158,9 +148,7 @@ def prepare(
                 "num_users": report.num_users,
                 "num_events": report.num_events,
             }
-            (folder / "metadata.json").write_text(
-                json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8"
-            )
+            (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (folder / "report.json").write_text(report.to_json(), "utf-8")
         shutil.rmtree(work)
     return report
@@ -218,9 +206,7 @@ def _check_negative_outcomes(rows: ir.Table, negative: Sequence[str]) -> None:
     present = sorted(row["outcome"] for row in rows_of(names))
     for outcome in negative:
         if outcome not in present:
-            raise DataContractError(
-                f"negative outcome {outcome!r} is not in the log, whose outcomes are {present}"
-            )
+            raise DataContractError(f"negative outcome {outcome!r} is not in the log, whose outcomes are {present}")
 
 
 def _refuse(findings: Sequence[Finding], strict: bool) -> None:
@@ -264,9 +250,7 @@ def _write_sequences(
             _count_duplicates(rows, duplicates)
             report.rows_kept["log"] += rows_of(rows.aggregate(n=rows.count()))[0]["n"]
             users = materialise(con, "users", collect(events(rows, view_gap_minutes), split))
-            ends = rows_of(
-                users.aggregate(total=users.num_events.sum(), **{s: users[s].sum() for s in SPLITS})
-            )[0]
+            ends = rows_of(users.aggregate(total=users.num_events.sum(), **{s: users[s].sum() for s in SPLITS}))[0]
             report.num_events["train"] += ends["train"]
             report.num_events["validation"] += ends["validation"] - ends["train"]
             report.num_events["test"] += ends["test"] - ends["validation"]
@@ -322,10 +306,7 @@ def _write_train_items(con: Backend, folder: Path) -> int:
     """Without an items table the catalogue is what train saw, in the order of the ids."""
     rows = con.table("train_rows")
     ids = (
-        rows.select(item_id=rows.item_id.unnest())
-        .distinct()
-        .filter(lambda t: t.item_id.notnull())
-        .order_by("item_id")
+        rows.select(item_id=rows.item_id.unnest()).distinct().filter(lambda t: t.item_id.notnull()).order_by("item_id")
     )
     table = ids.to_pyarrow()
     pq.write_table(table, folder / "items.parquet", compression="zstd")

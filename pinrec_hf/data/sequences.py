@@ -44,11 +44,7 @@ def events(rows: ir.Table, view_gap_minutes: float) -> ir.Table:
         view_gap_minutes: a feed view without a given request id ends at a longer gap.
     """
     optional = [name for name in OPTIONAL if name in rows.columns]
-    key = [
-        name
-        for name in rows.columns
-        if name not in ("row", "last_row", "copies", "outcomes", "outcome_timestamps")
-    ]
+    key = [name for name in rows.columns if name not in ("row", "last_row", "copies", "outcomes", "outcome_timestamps")]
     if "outcome_timestamps" in rows.columns:
         rows = _split_outcomes(rows)
         rows = rows.group_by([*key, "outcomes"]).agg(late=rows.late.collect().flatten().unique())
@@ -126,9 +122,9 @@ def _number_views(rows: ir.Table, gap_minutes: float) -> ir.Table:
     rows = rows.mutate(request_id=rows.begins.nullif(False).count().over(so_far) - 1)
     if given:
         first_number = rows.request_id.min().over(ibis.window(group_by=["user_id", "given_id"]))
-        rows = rows.mutate(
-            request_id=ibis.ifelse(rows.given_id.isnull(), rows.request_id, first_number)
-        ).drop("given_id")
+        rows = rows.mutate(request_id=ibis.ifelse(rows.given_id.isnull(), rows.request_id, first_number)).drop(
+            "given_id"
+        )
     return rows.drop("begins")
 
 
@@ -141,18 +137,13 @@ def collect(events: ir.Table, split: Split) -> ir.Table:
     fields = {name: events[name] for name in ("seq", *events.columns) if name != "user_id"}
     users = events.group_by("user_id").agg(
         events=ibis.struct(fields).collect(),
-        **{
-            name: events.seq.count(where=_known_before(events.timestamp, end))
-            for name, end in split.ends().items()
-        },
+        **{name: events.seq.count(where=_known_before(events.timestamp, end)) for name, end in split.ends().items()},
         num_events=events.count(),
     )
     if split.kind == "leave_one_out":
         enough = users.num_events >= 3
         held_out = {"train": 2, "validation": 1, "test": 0}
-        users = users.mutate(
-            **{name: users.num_events - ibis.ifelse(enough, n, 0) for name, n in held_out.items()}
-        )
+        users = users.mutate(**{name: users.num_events - ibis.ifelse(enough, n, 0) for name, n in held_out.items()})
     # collect, then sort: Spark has no ordered collect. `seq` leads the struct and is unique.
     users = users.mutate(events=users.events.sort(), hash=user_hash(users.user_id))
     return users.order_by("hash", "user_id")

@@ -45,9 +45,7 @@ class Source:
     @property
     def other_columns(self) -> list[str]:
         """Those that the contract doesn't know, for display and filters."""
-        return [
-            name for name in self.schema.names if name not in {*self.columns, *self.columns.values(), "row"}
-        ]
+        return [name for name in self.schema.names if name not in {*self.columns, *self.columns.values(), "row"}]
 
     def view(self, con: Backend, *, others: bool = False) -> ir.Table:
         """The table with the contract's names and types, and `row`, its place in the input.
@@ -121,9 +119,7 @@ def _cast(source: Source, name: str) -> str:
             return f"{column}::{'BIGINT' if pa.types.is_integer(kind) else 'DOUBLE'}"
 
 
-def open_source(
-    con: Backend, name: str, given: Input, columns: Mapping[str, str] | None, work: Path
-) -> Source:
+def open_source(con: Backend, name: str, given: Input, columns: Mapping[str, str] | None, work: Path) -> Source:
     """Open an input and check its columns; a stream is first written to `work`, to be read more than once.
 
     Raises:
@@ -135,11 +131,7 @@ def open_source(
         con.con.register(relation, given)
     else:
         stream = _stream(given)
-        files = (
-            [_spool(stream, work / f"{name}_input.parquet")]
-            if stream is not None
-            else _find_files(name, given)
-        )
+        files = [_spool(stream, work / f"{name}_input.parquet")] if stream is not None else _find_files(name, given)
         footers = {file: _footer(name, file) for file in files}
         schemas = {file: footer.schema.to_arrow_schema() for file, footer in footers.items()}
         num_rows = sum(footer.num_rows for footer in footers.values())
@@ -148,8 +140,7 @@ def open_source(
     if num_rows == 0:
         raise DataContractError(f"{name}: the input has no rows")
     sources = [
-        Source(name, relation, schema, match_columns(schema, name, columns), num_rows)
-        for schema in schemas.values()
+        Source(name, relation, schema, match_columns(schema, name, columns), num_rows) for schema in schemas.values()
     ]
     first = {column: _cast(sources[0], column) for column in sources[0].columns}
     for file, source in zip(schemas, sources, strict=True):
@@ -163,9 +154,7 @@ def open_source(
 def _stream(given: Input) -> pa.RecordBatchReader | None:
     if isinstance(given, pa.RecordBatchReader):
         return given
-    if hasattr(given, "with_format") and hasattr(
-        given, "features"
-    ):  # a datasets.Dataset, not imported for its sake
+    if hasattr(given, "with_format") and hasattr(given, "features"):  # a datasets.Dataset, not imported for its sake
         tables = given.with_format("arrow").iter(batch_size=10_000)
         first = next(tables, given.features.arrow_schema.empty_table())
         batches = (batch for table in itertools.chain([first], tables) for batch in table.to_batches())

@@ -45,12 +45,9 @@ class Split:
             if num_users[name]:
                 continue
             if self.kind == "leave_one_out":
-                raise DataContractError(
-                    f"{name} is empty: leave-one-out needs users with at least three events"
-                )
+                raise DataContractError(f"{name} is empty: leave-one-out needs users with at least three events")
             raise DataContractError(
-                f"{name} is empty: no event lies in {self._window(name)}; "
-                "set validation_start, test_start and test_end"
+                f"{name} is empty: no event lies in {self._window(name)}; set validation_start, test_start and test_end"
             )
 
     def _window(self, name: str) -> str:

@@ -7,7 +7,7 @@ user has not acted on before. What is dropped is counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -236,7 +236,7 @@ def requests_from_rows(
     )
 
 
-def seen_rows(request: dict[str, Any], catalogue: Catalogue) -> np.ndarray:
+def seen_rows(request: Mapping[str, Any], catalogue: Catalogue) -> np.ndarray:
     """Catalogue rows that a request's user acted on, either way: int64, ascending, each once.
 
     What was merely shown is not seen; items that the catalogue lacks are left out.

@@ -50,8 +50,9 @@ class ModelRanker:
             users = torch.from_numpy(encode_requests(self.model, self.tokenizer, asked, [self.outcome])[:, 0])
             scores = users @ self.items.T
             if self.availability is not None:
-                times = torch.tensor([request.get("timestamp") or 0 for request in part])[:, None]
-                scores[(times < self.availability[:, 0]) | (times >= self.availability[:, 1])] = -torch.inf
+                times = torch.tensor([-1 if r.get("timestamp") is None else r["timestamp"] for r in part])[:, None]
+                live = (self.availability[:, 0] <= times) & (times < self.availability[:, 1])
+                scores[~live & (times >= 0)] = -torch.inf  # at an unknown time, all may be live
             seen = [seen_rows(request, self.tokenizer.catalogue) for request in part]
             row = np.repeat(np.arange(len(part)), [len(rows) for rows in seen])
             scores[row, np.concatenate([*seen, np.zeros(0, np.int64)]).astype(np.int64)] = -torch.inf

@@ -13,9 +13,9 @@ Budget = dict[str | None, float]
 
 
 def check_budget(budget: Any, tokenizer: PinRecTokenizer) -> Budget:
-    """A budget as given (`{"save": 0.7, "click": 0.3}`), without its zeros.
+    """A budget as given (`{"save": 0.7, "click": 0.3}`), without its zeros and largest share first.
 
-    Shares need not sum to 1.
+    Shares need not sum to 1, and the order in which they are given changes nothing (JSON keeps none).
 
     Raises:
         ValueError: no dict; an outcome that the model does not know or that is negative; a share that is negative,
@@ -30,7 +30,7 @@ def check_budget(budget: Any, tokenizer: PinRecTokenizer) -> Budget:
     wanted = {outcome: float(share) for outcome, share in budget.items() if share > 0}
     if not wanted:
         raise ValueError(f"outcome_budget {dict(budget)!r} divides nothing; give at least one outcome a share above 0")
-    return wanted
+    return dict(sorted(wanted.items(), key=lambda pair: (-pair[1], tokenizer.outcome_code(pair[0]))))
 
 
 def parse_shares(pairs: list[str]) -> dict[str, float]:

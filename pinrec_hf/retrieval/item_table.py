@@ -92,7 +92,7 @@ class ItemTable:
             try:
                 allowed = pa.array(values, kind)
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-                raise ValueError(f"filter {name}={wanted!r}: the column holds {kind} ({error})") from error
+                raise ValueError(f"filter {name}={values!r}: the column holds {kind} ({error})") from error
             flat = pc.list_flatten(column) if is_list else column
             good = np.asarray(pc.is_in(flat, value_set=allowed))
             if is_list:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
@@ -71,19 +70,13 @@ def load_pretrained(
         raise ValueError(f"{folder} holds a {name}, not a {model_class.__name__}")
     try:
         loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"the weights in {folder} are missing, truncated or foreign ({reason}); copy them again"
-        ) from error
+        raise ValueError(f"the weights in {folder} are missing or foreign ({reason}); copy them again") from error
     model, info = loaded
-    # from_pretrained itself would go on with random weights where the file has none
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    for kind, names in wrong.items():
-        if names:
-            raise ValueError(
-                f"the weights in {folder} do not fit its config.json: {kind.replace('_', ' ')} {names[:3]}"
-            )
+    if info["unexpected_keys"]:
+        names = sorted(info["unexpected_keys"])[:3]
+        raise ValueError(f"the weights in {folder} do not fit its config.json, which has no {', '.join(names)}")
     try:
         tokenizer = PinRecTokenizer.from_pretrained(folder)
     except (OSError, json.JSONDecodeError) as error:
@@ -109,6 +102,8 @@ def check_belongs(model: PinRecModel, tokenizer: PinRecTokenizer) -> None:
         for name in ("surfaces", "outcomes", "negative_outcomes", "query_size")
         if getattr(config, name) != getattr(tokenizer, name)
     }
+    if (config.request_feature_buckets > 0) != tokenizer.request_features:
+        differing["request_features"] = config.request_feature_buckets > 0, tokenizer.request_features
     if config.content_size != catalogue.content_size:
         differing["content_size"] = config.content_size, catalogue.content_size
     if config.catalogue_fingerprint not in (None, catalogue.fingerprint):

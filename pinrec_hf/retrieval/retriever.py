@@ -148,6 +148,7 @@ class PinRecRetriever:
         query: str | Sequence[str | None] | None = None,
         query_embedding: Any = None,
         context_item_id: Any = None,
+        request_features: Sequence[Any] | None = None,
         outcome_budget: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
         num_steps: int = 1,
         k: int = 100,
@@ -165,6 +166,7 @@ class PinRecRetriever:
             surface, query, context_item_id: where and about what the request is. None = unknown.
             timestamp: of the request, seconds since epoch, UTC; None = unknown.
             query_embedding: floats `(query_size,)`, of a query whose vector the model does not have.
+            request_features: strings such as `device=ios`, for a model that reads them.
             outcome_budget: shares of the k slots, `{"save": 0.7, "click": 0.3}`; by default what the model's config
                 says of the surface, else an unspecified outcome gets them all.
             k: items a request; fewer come only where fewer exist.
@@ -184,9 +186,9 @@ class PinRecRetriever:
         for i, history in enumerate(histories):
             if not isinstance(history, Mapping):
                 raise ValueError(f"history {i} is {history!r}; give a dict of columns, {{}} for a user without any")
-        if isinstance(exclude, str | int):
-            raise ValueError(f"exclude is {exclude!r}; give a list of item ids")
-        ids_each = exclude is not None and any(isinstance(ids, list | tuple | set | np.ndarray) for ids in exclude)
+        for name, value in (("exclude", exclude), ("request_features", request_features)):
+            if isinstance(value, str | int):
+                raise ValueError(f"{name} is {value!r}; give a list")
         fields: dict[str, list[Any]] = {
             "surface": _one_each("surface", surface, len(histories)),
             "timestamp": _one_each("timestamp", timestamp, len(histories)),
@@ -194,8 +196,9 @@ class PinRecRetriever:
             "context_item_id": _one_each("context_item_id", context_item_id, len(histories)),
             "outcome_budget": _one_each("outcome_budget", outcome_budget, len(histories)),
             "filters": _one_each("filters", filters, len(histories)),
-            "exclude": _one_each("exclude", exclude if ids_each else [exclude] * len(histories), len(histories)),
-            "query_embedding": _vector_each(query_embedding, len(histories)),
+            "exclude": _list_each("exclude", exclude, len(histories)),
+            "query_embedding": _list_each("query_embedding", query_embedding, len(histories)),
+            "request_features": _list_each("request_features", request_features, len(histories)),
         }
         requests = [
             {"history": history, **{name: values[i] for name, values in fields.items()}}
@@ -223,8 +226,11 @@ class PinRecRetriever:
         return Retrieved(rows, scores, outcomes, names)
 
     def rank(self, requests: Sequence[Request], k: int) -> np.ndarray:
-        """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker."""
-        return self.search(requests, k).rows
+        """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker.
+
+        Request features that the model does not read are left out: a log may have more than a model uses.
+        """
+        return self.search(self._readable(requests), k).rows
 
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
@@ -234,10 +240,15 @@ class PinRecRetriever:
         """
         rows = np.full((len(requests), max(1, len(self.model.config.positive_outcomes)), k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
-            part = requests[start : start + REQUESTS_AT_ONCE]
+            part = self._readable(requests[start : start + REQUESTS_AT_ONCE])
             for i, (found, _, _, _) in enumerate(self._lists(part, k, similar=np.inf), start=start):
                 rows[i, : len(found), : found.shape[1]] = found
         return rows
+
+    def _readable(self, requests: Sequence[Request]) -> Sequence[Request]:
+        if self.tokenizer.request_features:
+            return requests
+        return [{**request, "request_features": None} for request in requests]
 
     def candidates(self, retrieved: Retrieved, columns: Sequence[str] = ()) -> list[list[Candidate]]:
         """`Candidate`s of what `search` found, a list a request, with the `columns` asked for.
@@ -332,8 +343,9 @@ def _one_each(name: str, value: Any, n: int) -> list[Any]:
     return list(value)
 
 
-def _vector_each(value: Any, n: int) -> list[Any]:
-    """One vector for all, or a list of one (or None) each."""
-    if value is None or (len(value) and np.ndim(value[0]) == 0 and value[0] is not None):
-        return [value] * n
-    return _one_each("query_embedding", value, n)
+def _list_each(name: str, value: Any, n: int) -> list[Any]:
+    """One list for all, or a list of one (or None) each."""
+    values = None if value is None else list(value)
+    if not values or (values[0] is not None and (np.ndim(values[0]) == 0 and not isinstance(values[0], set))):
+        return [values] * n
+    return _one_each(name, values, n)

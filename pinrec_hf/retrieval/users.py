@@ -23,6 +23,7 @@ REQUEST_COLUMNS = (
     "query",
     "query_embedding",
     "context_item_id",
+    "request_features",
     "outcome_budget",
     "exclude",
     "filters",

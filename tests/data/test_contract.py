@@ -16,9 +16,7 @@ LOG = {"user_id": pa.string(), "item_id": pa.int64(), "timestamp": pa.timestamp(
 
 
 def test_columns_are_found_under_the_names_given():
-    schema = pa.schema(
-        [("who", pa.string()), ("item_id", pa.int32()), ("ts", pa.int64()), ("extra", pa.binary())]
-    )
+    schema = pa.schema([("who", pa.string()), ("item_id", pa.int32()), ("ts", pa.int64()), ("extra", pa.binary())])
     found = match_columns(schema, "log", {"user_id": "who", "timestamp": "ts", "embedding": "vector"})
     assert found == {"user_id": "who", "item_id": "item_id", "timestamp": "ts"}
 

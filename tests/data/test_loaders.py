@@ -52,10 +52,7 @@ KUAIRAND_ITEMS = """video_id,author_id,video_type,upload_dt,upload_type,video_du
 
 def kuairand_line(user, video, ms, tab=1, **flags):
     values = ({"tab": tab} | flags).get
-    return (
-        ",".join(map(str, [user, video, 20220408, 1000, ms, *(values(name, 0) for name in KUAIRAND_FLAGS)]))
-        + "\n"
-    )
+    return ",".join(map(str, [user, video, 20220408, 1000, ms, *(values(name, 0) for name in KUAIRAND_FLAGS)])) + "\n"
 
 
 def test_kuairand_from_its_published_files(tmp_path):
@@ -132,10 +129,7 @@ def test_kuairand_history_is_merged_in_order(tmp_path):
 
 
 def test_movielens_from_its_published_files(tmp_path):
-    ratings = [
-        (user, 10, rating, 978300000 + user)
-        for user, rating in zip(range(1, 6), [1, 3, 4, 5, 2], strict=True)
-    ]
+    ratings = [(user, 10, rating, 978300000 + user) for user, rating in zip(range(1, 6), [1, 3, 4, 5, 2], strict=True)]
     ratings += [(1, 20, 5, 978300009), (1, 10, 5, 978300001)]
     (tmp_path / "ratings.dat").write_text("".join("::".join(map(str, row)) + "\n" for row in ratings))
     movies = "10::Cité des enfants perdus, La (1995)::Adventure|Sci-Fi\n20::Rare (1990)::Drama\n"
@@ -160,10 +154,7 @@ def test_movielens_from_its_published_files(tmp_path):
 
 def test_amazon_from_its_published_files(tmp_path):
     reviews = [("u2", "B1", 1390694400), ("u1", "B2", 1390694400), ("u1", "B1", 1390694400)]
-    lines = [
-        json.dumps({"reviewerID": u, "asin": a, "unixReviewTime": t, "helpful": [0, 0]})
-        for u, a, t in reviews
-    ]
+    lines = [json.dumps({"reviewerID": u, "asin": a, "unixReviewTime": t, "helpful": [0, 0]}) for u, a, t in reviews]
     with gzip.open(tmp_path / "reviews_Beauty_5.json.gz", "wt") as file:
         file.write("\n".join(lines))
     meta = [
@@ -214,9 +205,7 @@ def test_trivago_from_its_published_files(tmp_path):
     ]
     assert log["request_features"][0].as_py() == ["device=mobile", "platform=FR"]
     (tmp_path / "item_metadata.csv").write_text("item_id,properties\n12,Wifi|Pool\n")
-    assert load_trivago(tmp_path)[1].to_pylist() == [
-        {"item_id": 12, "features": ["property=Wifi", "property=Pool"]}
-    ]
+    assert load_trivago(tmp_path)[1].to_pylist() == [{"item_id": 12, "features": ["property=Wifi", "property=Pool"]}]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC_SETS))
@@ -277,9 +266,7 @@ def test_real_movielens(tmp_path):
     assert all(row["item_id"] == order[row["user_id"]] for row in test)
 
 
-@pytest.mark.parametrize(
-    ("name", "events", "items"), [("beauty", 198_502, 12_101), ("sports", 296_337, 18_357)]
-)
+@pytest.mark.parametrize(("name", "events", "items"), [("beauty", 198_502, 12_101), ("sports", 296_337, 18_357)])
 def test_real_amazon(name, events, items):
     log, catalogue = load_amazon(real(f"amazon_{name}"))
     assert (log.num_rows, catalogue.num_rows) == (events, items)

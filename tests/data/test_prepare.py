@@ -23,9 +23,7 @@ TYPES = {
 def make_log(events, **columns):
     """A log of (user, item, surface, seconds after T0 or None, outcomes), plus whole columns."""
     rows = list(zip(*events, strict=True))
-    table = pa.table(
-        [pa.array(column, kind) for column, kind in zip(rows, TYPES.values(), strict=True)], list(TYPES)
-    )
+    table = pa.table([pa.array(column, kind) for column, kind in zip(rows, TYPES.values(), strict=True)], list(TYPES))
     seconds = pa.array([None if t is None else T0 + t for t in rows[3]], pa.int64())
     table = table.set_column(3, "timestamp", seconds)
     for name, values in columns.items():
@@ -112,9 +110,7 @@ def test_the_default_split_is_the_last_two_days(out):
 
 def test_windows_may_be_given(out):
     events = [("a", str(hour), "home", hour * 3600, ["save"]) for hour in range(30)]
-    report = run(
-        out, events, validation_start=T0 + 36_000, test_start="2023-11-15T12:00Z", test_end=T0 + 54_000
-    )
+    report = run(out, events, validation_start=T0 + 36_000, test_start="2023-11-15T12:00Z", test_end=T0 + 54_000)
     assert len(read(out, "train")["a"]["item_id"]) == 10
     assert read(out, "validation")["a"]["target_start"] == 10
     assert len(read(out, "test")["a"]["item_id"]) == 15
@@ -158,9 +154,7 @@ def test_order_is_time_then_order_then_position_then_item(out):
 
 def test_fractions_of_a_second_decide_the_order(out):
     log = make_log([("a", "second", "home", 0, []), ("a", "first", "home", 0, []), *FILLER])
-    millis = pa.array(
-        [T0 * 1000 + 900, T0 * 1000 + 100, *((T0 + day * DAY) * 1000 for day in range(3))], pa.int64()
-    )
+    millis = pa.array([T0 * 1000 + 900, T0 * 1000 + 100, *((T0 + day * DAY) * 1000 for day in range(3))], pa.int64())
     prepare(log.set_column(3, "timestamp", millis.cast(pa.timestamp("ms", "Asia/Tokyo"))), output_dir=out)
     row = read(out, "train")["a"]
     assert (row["item_id"], row["timestamp"]) == (["first", "second"], [T0, T0])

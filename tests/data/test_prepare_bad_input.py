@@ -121,9 +121,7 @@ def test_outcomes(out):
 
 
 def test_nothing_left(out):
-    refuse(
-        out, "log: no row is left; log: 3 dropped: null user_id", good_log(user_id=pa.nulls(3, pa.string()))
-    )
+    refuse(out, "log: no row is left; log: 3 dropped: null user_id", good_log(user_id=pa.nulls(3, pa.string())))
     refuse(out, "items: no row is left", items=pa.table({"item_id": pa.nulls(2, pa.string())}))
     refuse(
         out,

@@ -112,9 +112,7 @@ def reference(rows):
             same = same and all(previous[name] == shown[name] for name in ("surface", "query"))
             request, previous = request + (not same), shown
             everything.append({**shown, "request_id": request})
-            everything += [
-                {**shown, "outcomes": (name,), "timestamp": t, "request_id": request} for name, t in late
-            ]
+            everything += [{**shown, "outcomes": (name,), "timestamp": t, "request_id": request} for name, t in late]
         everything.sort(key=lambda e: (*sort_key(e)[:5], e["request_id"], e["outcomes"]))
         sequences[user] = everything
     return sequences
@@ -132,9 +130,7 @@ def test_sequences_agree_with_plain_python(rows):
     with tempfile.TemporaryDirectory() as folder:
         report = run(rows, Path(folder) / "data")
         for split, begin, end in zip(("train", "validation", "test"), (None, *CUTS), CUTS, strict=False):
-            written = {
-                row["user_id"]: row for row in pq.read_table(Path(folder) / "data" / split).to_pylist()
-            }
+            written = {row["user_id"]: row for row in pq.read_table(Path(folder) / "data" / split).to_pylist()}
             wanted = {}
             for user, events in expected.items():
                 known = [e for e in events if e["timestamp"] is None or e["timestamp"] < end]
@@ -207,9 +203,7 @@ def test_partitions_and_row_order_do_not_show(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(prepare_module, "ROWS_PER_PARTITION", limit)
         prepare(rows, output_dir=tmp_path / name, time_unit="s")
-        splits = [
-            (tmp_path / name / split / "part-00000.parquet").read_bytes() for split in ("validation", "test")
-        ]
+        splits = [(tmp_path / name / split / "part-00000.parquet").read_bytes() for split in ("validation", "test")]
         results.append([files_of(tmp_path / name), *splits])
     assert results[0] == results[1] == results[2]
 

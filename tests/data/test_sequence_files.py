@@ -51,8 +51,6 @@ def test_columns_are_dictionary_encoded(tmp_path):
         files.write(users([5, 5]))
     group = pq.read_metadata(tmp_path / "train" / "part-00000.parquet").row_group(0)
     surface = next(
-        group.column(i)
-        for i in range(group.num_columns)
-        if group.column(i).path_in_schema.startswith("surface")
+        group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema.startswith("surface")
     )
     assert "RLE_DICTIONARY" in surface.encodings

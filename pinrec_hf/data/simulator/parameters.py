@@ -60,7 +60,7 @@ class WorldParameters:
     drift_in_session: float = 0.12
     drift_between: float = 0.45
     drift_hours: float = 8.0
-    successor_shares: tuple[float, ...] = (0.65, 0.2, 0.15)
+    successor_shares: tuple[float, ...] = (0.75, 0.15, 0.1)
     return_share: float = 0.1
     successor_affinity: tuple[float, ...] = (0.35, 0.2, 0.2)
 
@@ -94,7 +94,7 @@ class WorldParameters:
 
     # Logging policy: per surface the shares of (match, popular, random); match is item-kNN of the user's last
     # positive items on the home feed, keyword match on search, item-kNN of the subject on related.
-    policy_shares: tuple[tuple[float, ...], ...] = ((0.5, 0.45, 0.05), (0.7, 0.25, 0.05), (0.7, 0.25, 0.05))
+    policy_shares: tuple[tuple[float, ...], ...] = ((0.6, 0.35, 0.05), (0.7, 0.25, 0.05), (0.7, 0.25, 0.05))
     anchor_shares: tuple[float, ...] = (0.3, 0.22, 0.16, 0.13, 0.1, 0.09)
     neighbours: int = 60
     popularity_half_life_days: float = 7.0

@@ -1,0 +1,371 @@
+"""Recommendations are the nearest eligible items, their slots divided by budget; what does not belong is refused."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pinrec_hf import PinRecRetriever
+from pinrec_hf.evaluation.evaluate import evaluate
+from pinrec_hf.evaluation.protocol import load_requests
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.encode import encode_items, encode_requests
+from pinrec_hf.retrieval.item_table import ItemTable, write_item_table
+
+FIRST_TIME, DAY = 1_700_006_400, 86_400
+NOW = FIRST_TIME + 7 * DAY
+HISTORY = {
+    "item_id": ["p0", "p5", "with space", "p7"],
+    "surface": ["homefeed"] * 4,
+    "timestamp": [NOW - 4 * DAY, NOW - 3 * DAY, NOW - 2 * DAY, NOW - DAY],
+    "outcomes": [["save"], [], ["click", "save"], ["hide"]],
+}
+SEEN = {"p0", "with space", "p7"}
+
+
+@pytest.fixture(scope="session")
+def items(tiny_data, tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("items") / "items.parquet"
+    write_item_table(tiny_data / "items.parquet", path, tokenizer.catalogue)
+    return ItemTable(path, tokenizer.catalogue)
+
+
+@pytest.fixture(scope="session")
+def retriever(model, tokenizer, items):
+    return PinRecRetriever.build(model, tokenizer, items)
+
+
+@pytest.fixture(scope="session")
+def divided(make_model, tokenizer):
+    """A retriever whose outcomes ask for different items: an untrained head hardly tells them apart."""
+    model = make_model(outcome_budgets={"search": {"click": 0.75, "save": 0.25}})
+    with torch.no_grad():
+        model.outcome_head.outcomes.weight *= 50
+    return PinRecRetriever.build(model, tokenizer)
+
+
+def ids(candidates):
+    return [candidate.item_id for candidate in candidates]
+
+
+def by_outcome(candidates):
+    names = [candidate.outcome for candidate in candidates]
+    return {name: names.count(name) for name in names}
+
+
+# -- what comes back -------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_the_nearest_unseen_live_items(retriever, model, tokenizer):
+    (candidates,) = retriever.recommend([HISTORY], surface="homefeed", timestamp=NOW, outcome_budget={"save": 1}, k=20)
+    user = encode_requests(model, tokenizer, [{"history": HISTORY, "surface": "homefeed", "timestamp": NOW}], ["save"])[
+        0, 0
+    ]
+    scores = encode_items(model, tokenizer) @ user
+    lives = tokenizer.catalogue.availability(np.arange(60))
+    scores[
+        (lives[:, 0] > NOW) | (lives[:, 1] <= NOW) | np.isin(tokenizer.catalogue.ids(np.arange(60)), list(SEEN))
+    ] = -9e9
+    best = np.argsort(-scores)[:20]
+    assert [candidate.row for candidate in candidates] == best.tolist()
+    np.testing.assert_allclose([candidate.score for candidate in candidates], scores[best], rtol=1e-4)
+    assert ids(candidates) == tokenizer.catalogue.ids(best)
+    assert {(candidate.outcome, candidate.step) for candidate in candidates} == {("save", 1)}
+
+
+def test_all_that_may_come_comes_once(retriever):
+    """Acted on either way is seen; an ignored impression (p5) is not. Three items have expired."""
+    (candidates,) = retriever.recommend([HISTORY], surface="homefeed", timestamp=NOW, k=10**6)
+    found = ids(candidates)
+    assert len(found) == len(set(found)) == 60 - len(SEEN | {'quo"te', "new\nline", "emoji 🛋️"})
+    assert not SEEN & set(found)
+    assert "p5" in found
+
+
+def test_ids_with_newlines_quotes_and_emoji_come_back_whole(retriever):
+    found = ids(retriever.recommend([{}], surface="homefeed", timestamp=FIRST_TIME + 3 * DAY, k=60)[0])
+    assert {"with space", 'quo"te', "new\nline", "emoji 🛋️"} <= set(found)
+
+
+def test_a_batch_gives_what_each_request_alone_gives(retriever, requests_example):
+    fields = ["surface", "timestamp", "query", "context_item_id"]
+    together = retriever.recommend(
+        [request["history"] for request in requests_example],
+        **{name: [request.get(name) for request in requests_example] for name in fields},
+        k=15,
+    )
+    for request, candidates in zip(requests_example, together, strict=True):
+        one = {name: request.get(name) for name in fields}
+        (alone,) = retriever.recommend([request["history"]], **one, k=15)
+        assert ids(alone) == ids(candidates)
+        assert len(alone) == 15
+
+
+def test_a_cold_user_is_answered_by_surface_and_time(retriever):
+    feed, search = retriever.recommend([{}, {}], surface=["homefeed", "search"], timestamp=NOW, k=10)
+    assert len(feed) == 10
+    assert ids(feed) != ids(search)
+
+
+def test_a_history_of_unknown_items_only(retriever):
+    (candidates,) = retriever.recommend({"item_id": ["x", "y"], "outcomes": [["save"], ["hide"]]}, k=10)
+    assert len(candidates) == 10
+
+
+def test_no_requests_give_no_lists(retriever):
+    assert retriever.recommend([]) == []
+
+
+def test_titles_on_demand(retriever):
+    (candidates,) = retriever.recommend([{}], timestamp=FIRST_TIME, k=60, columns=["title", "market"])
+    assert all(candidate.title == f"Title of {candidate.item_id}" for candidate in candidates)
+    assert {candidate.columns["market"] for candidate in candidates} == {"de", "us"}
+    assert retriever.recommend([{}], k=1)[0][0].title is None
+    with pytest.raises(ValueError, match=r"'price'.*title"):
+        retriever.recommend([{}], k=1, columns=["price"])
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def test_slots_are_divided_by_budget_and_outcomes_take_turns(divided):
+    (candidates,) = divided.recommend([{}], surface="search", outcome_budget={"save": 0.7, "click": 0.3}, k=10)
+    assert by_outcome(candidates) == {"save": 7, "click": 3}
+    assert [candidate.outcome for candidate in candidates[:4]] == ["save", "click", "save", "click"]
+
+
+def test_shares_need_not_sum_to_one_and_zero_gets_nothing(divided):
+    (candidates,) = divided.recommend([{}], outcome_budget={"save": 0, "click": 30}, k=10)
+    assert by_outcome(candidates) == {"click": 10}
+
+
+def test_default_budget_is_the_surfaces_own_else_unspecified(divided):
+    search, feed = divided.recommend([{}, {}], surface=["search", "homefeed"], k=8)
+    assert by_outcome(search) == {"click": 6, "save": 2}
+    assert by_outcome(feed) == {None: 8}
+
+
+def test_the_order_of_a_budget_changes_nothing(divided):
+    """A config in JSON comes back with its keys sorted."""
+    one, other = divided.recommend([{}, {}], outcome_budget=[{"save": 0.5, "click": 0.5}, {"click": 0.5, "save": 0.5}])
+    assert [(c.item_id, c.outcome) for c in one] == [(c.item_id, c.outcome) for c in other]
+
+
+def test_a_budget_of_each_request(divided):
+    lists = divided.recommend([{}, {}], outcome_budget=[{"save": 1}, None], surface="search", k=4)
+    assert [by_outcome(candidates) for candidates in lists] == [{"save": 4}, {"click": 3, "save": 1}]
+
+
+def test_similar_embeddings_are_one_query(retriever):
+    """The untrained head's outcomes lie within a cosine of .9: the first takes all slots, items as if alone."""
+    (merged,) = retriever.recommend([{}], surface="homefeed", outcome_budget={"save": 1, "click": 1}, k=10)
+    (alone,) = retriever.recommend([{}], surface="homefeed", outcome_budget={"save": 1}, k=10)
+    assert by_outcome(merged) == {"save": 10}
+    assert ids(merged) == ids(alone)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"purchase": 1}, "'purchase' is not among"),
+        ({"hide": 1}, "'hide' is negative"),
+        ({"save": -0.1, "click": 1}, "'save' the share -0.1"),
+        ({"save": float("nan")}, "'save' the share nan"),
+        ({"save": float("inf")}, "'save' the share inf"),
+        ({"save": "much"}, "'save' the share 'much'"),
+        ({"save": 0, "click": 0.0}, "divides nothing"),
+        ({}, "divides nothing"),
+        ("save", "give a dict"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(retriever, budget, message):
+    with pytest.raises(ValueError, match=message):
+        retriever.recommend([HISTORY], outcome_budget=budget, k=5)
+
+
+# -- who may not come ------------------------------------------------------------------------------------------------
+
+LATE, GONE = {"p54", "p55", "with space"}, {'quo"te', "new\nline", "emoji 🛋️"}  # from day 2 on, until day 5
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "last_event", "absent"),
+    [
+        (FIRST_TIME + DAY, None, LATE),
+        (FIRST_TIME + 2 * DAY, None, set()),
+        (FIRST_TIME + 5 * DAY - 1, None, set()),
+        (FIRST_TIME + 5 * DAY, None, GONE),
+        (None, None, set()),
+        (None, FIRST_TIME + 4 * DAY, set()),
+        (None, FIRST_TIME + 6 * DAY, GONE),  # whenever it is, it is later than that
+    ],
+)
+def test_life_times(retriever, timestamp, last_event, absent):
+    history = {"item_id": ["x", "x"], "timestamp": [last_event, None], "outcomes": [["save"], ["save"]]}
+    (candidates,) = retriever.recommend([history], timestamp=timestamp, k=60)
+    assert {id for id in LATE | GONE if id not in ids(candidates)} == absent
+
+
+def test_excluded_and_subject_items_do_not_come(retriever):
+    first, second = retriever.recommend([{}, {}], exclude=["p1", "p2", "never heard of"], k=60, timestamp=NOW)
+    assert not {"p1", "p2"} & {*ids(first), *ids(second)}
+    first, second = retriever.recommend([{}, {}], exclude=[["p1"], None], k=60, context_item_id=[None, "p4"])
+    assert ("p1" in ids(first), "p4" in ids(first)) == (False, True)
+    assert ("p1" in ids(second), "p4" in ids(second)) == (True, False)
+
+
+def test_filters(retriever):
+    german = ids(retriever.recommend([{}], filters={"market": "de"}, timestamp=FIRST_TIME + 3 * DAY, k=60)[0])
+    assert len(german) == 30
+    assert "p2" in german
+    assert "p3" not in german
+    both, one = retriever.recommend(
+        [{}, {}], filters=[{"market": ["de", "us"]}, {"market": "us", "title": ["Title of p3", "Title of p2"]}], k=60
+    )
+    assert len(both) == 60
+    assert ids(one) == ["p3"]
+    assert retriever.recommend([{}], filters={"market": "fr"}) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"price": 1}, r"no column 'price'; they have \['title', 'market'\]"),
+        ({"market": 3}, r"market=\[3\]: the column holds string"),
+        ({"market": {"a": 1}}, "the column holds string"),
+    ],
+)
+def test_filters_that_cannot_be_are_refused(retriever, filters, message):
+    with pytest.raises(ValueError, match=message):
+        retriever.recommend([{}], filters=filters)
+
+
+def test_filters_need_the_items_columns(divided):
+    with pytest.raises(ValueError, match=r"items\.parquet"):
+        divided.recommend([{}], filters={"market": "de"})
+
+
+def test_list_columns_and_nulls_in_filters(tmp_path):
+    catalogue = Catalogue.build([1, 2, 3])
+    table = pa.table({"item_id": [1, 2, 3], "tags": [["a", "b"], [], ["b"]], "year": [2020, None, 2022]})
+    pq.write_table(table, tmp_path / "given.parquet")
+    write_item_table(tmp_path / "given.parquet", tmp_path / "items.parquet", catalogue)
+    items = ItemTable(tmp_path / "items.parquet", catalogue)
+    assert items.mask({"tags": "b"}).tolist() == [True, False, True]
+    assert items.mask({"tags": ["a"], "year": 2020}).tolist() == [True, False, False]
+    assert items.mask({"year": [None, 2022]}).tolist() == [False, True, True]
+    assert items.parse("year", "2020") == 2020
+    with pytest.raises(ValueError, match="year='x': the column holds int64"):
+        items.parse("year", "x")
+    with pytest.raises(ValueError, match="items of the catalogue"):
+        ItemTable(tmp_path / "items.parquet", Catalogue.build([1, 2, 4]))
+    with pytest.raises(ValueError, match="of the catalogue unknown"):
+        ItemTable(tmp_path / "given.parquet", catalogue)
+
+
+# -- bad requests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "10", True, None])
+def test_k_is_a_whole_number_from_one(retriever, k):
+    with pytest.raises(ValueError, match="k is"):
+        retriever.recommend([{}], k=k)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"surface": "serach"}, r"'serach' is not among.*homefeed"),
+        ({"surface": ["homefeed", "search"]}, "surface has 2 entries for 1"),
+        ({"outcome_budget": [None, None]}, "outcome_budget has 2 entries for 1"),
+        ({"num_steps": 3}, "num_steps=3"),
+        ({"exclude": "p1"}, "give a list"),
+        ({"exclude": [17]}, "string ids"),
+        ({"context_item_id": 17}, "string ids"),
+        ({"query_embedding": [1.0, 2.0]}, r"shape \(2,\)"),
+        ({"timestamp": -5}, "timestamp -5"),
+        ({"request_features": ["device=ios"]}, "request_features"),
+        ({"request_features": "device=ios"}, "give a list"),
+    ],
+)
+def test_bad_arguments_are_named(retriever, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        retriever.recommend([HISTORY], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (None, "history 0 is None"),
+        ({"item_id": [17], "outcomes": [["save"]]}, "string ids"),
+        ({"item_id": ["p1"], "outcomes": [["saved"]]}, "saved"),
+        ({"item_id": ["p1"], "outcomes": [["save"]], "surface": ["hoem"]}, "hoem"),
+        ({"item_id": ["p1", "p2"], "outcomes": [["save"]]}, "differ in length"),
+    ],
+)
+def test_bad_histories_are_named(retriever, history, message):
+    with pytest.raises(ValueError, match=message):
+        retriever.recommend([history])
+
+
+# -- other catalogues ------------------------------------------------------------------------------------------------
+
+
+def small(ids, **fields):
+    catalogue = Catalogue.build(ids)
+    names = {"surfaces": ["feed"], "outcomes": ["like"]}
+    tokenizer = PinRecTokenizer(catalogue=catalogue, **names)
+    torch.manual_seed(0)
+    config = PinRecConfig.from_preset(
+        "tiny", num_items=len(catalogue), catalogue_fingerprint=catalogue.fingerprint, **names, **fields
+    )
+    return PinRecModel(config), tokenizer
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("ids_", [["only"], [7]])
+def test_a_catalogue_of_one_item(ids_, kind):
+    retriever = PinRecRetriever.build(*small(ids_), kind=kind)
+    assert ids(retriever.recommend([{}], surface="feed", k=5)[0]) == ids_
+    assert retriever.recommend([{"item_id": ids_, "outcomes": [["like"]]}], k=5) == [[]]
+
+
+def test_integer_ids(requests_example):
+    retriever = PinRecRetriever.build(*small(list(range(100, 150)), similarity="cosine"))
+    (candidates,) = retriever.recommend([{"item_id": [100, 101], "outcomes": [["like"], []]}], k=100)
+    assert sorted(ids(candidates)) == list(range(101, 150))
+    with pytest.raises(ValueError, match="convert the ids to int"):
+        retriever.recommend([{"item_id": ["100"], "outcomes": [["like"]]}])
+
+
+# -- what does not belong together -----------------------------------------------------------------------------------
+
+
+def test_model_tokenizer_and_index_must_belong_together(retriever, model, tokenizer, make_model):
+    other_model, other_tokenizer = small([1, 2, 3])
+    with pytest.raises(ValueError, match="do not belong together: surfaces"):
+        PinRecRetriever.build(model, other_tokenizer)
+    changed = make_model()
+    with torch.no_grad():
+        changed.item_encoder.up_proj.weight[0, 0] += 1e-3
+    with pytest.raises(ValueError, match="another model"):
+        PinRecRetriever(changed, tokenizer, retriever.index)
+    moved = PinRecTokenizer(catalogue=Catalogue.build([1, 2, 4]), surfaces=["feed"], outcomes=["like"])
+    with pytest.raises(ValueError, match="do not belong together: catalogue"):
+        PinRecRetriever.build(other_model, moved)
+
+
+def test_a_retriever_is_a_ranker_under_evaluation(retriever, divided, tiny_data, tokenizer):
+    requests = load_requests(tiny_data, "test", tokenizer.catalogue)
+    result = evaluate(divided, requests, tokenizer.catalogue, progress=False, resamples=10)
+    assert result.embeddings == 2
+    assert {"recall@10", "unordered_recall@10"} <= result.metrics.keys()
+    lists = divided.rank_each([{"history": {}, "surface": "search"}], 5)
+    for place, outcome in enumerate(["click", "save"]):
+        (own,) = divided.recommend([{}], surface="search", outcome_budget={outcome: 1}, k=5)
+        assert lists[0, place].tolist() == [candidate.row for candidate in own]
+    assert (divided.rank_each([{"history": {}, "surface": "homefeed"}], 5)[0, 1] == -1).all()

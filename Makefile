@@ -5,7 +5,7 @@ BIN    := .venv/bin
 
 .PHONY: demo test test-all lint format benchmark-retrieval clean
 
-demo: .venv/demo            ## simulate, pretrain, compare, recommend: some five minutes on two cores
+demo: .venv/demo            ## simulate, pretrain, compare, recommend: a few minutes on two cores
 	$(BIN)/python examples/demo.py
 
 test: .venv/test            ## all tests but the slow ones, with coverage

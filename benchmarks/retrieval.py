@@ -195,9 +195,7 @@ def ml1m() -> None:
     found = gain(compare(systems["pinrec"], systems["two_tower"]), "recall@10")
     chosen = json.loads((RESULTS / "ml1m-pinrec-curves.json").read_text())
     seconds = max(log[-1]["train_runtime"] for log in chosen["log_history"].values())
-    means = {
-        name: {m: runs[0].metrics[m].value for m in ("recall@10", "ndcg@10")} for name, runs in systems.items()
-    }
+    means = {name: {m: runs[0].metrics[m].value for m in ("recall@10", "ndcg@10")} for name, runs in systems.items()}
     record(
         [
             {

@@ -73,9 +73,7 @@ def checked_vectors(vectors: Any, size: int) -> np.ndarray:
     """float32 `(size, width)`, every row finite and not zero."""
     remedy = "fix or drop the item, or build without vectors"
     if hasattr(vectors, "to_pylist"):  # arrow: its lists become numpy views, not lists of Python floats
-        vectors = (
-            vectors.to_numpy(zero_copy_only=False) if hasattr(vectors, "buffers") else vectors.to_numpy()
-        )
+        vectors = vectors.to_numpy(zero_copy_only=False) if hasattr(vectors, "buffers") else vectors.to_numpy()
     if not isinstance(vectors, np.ndarray) or vectors.dtype == object:
         widths = [0 if vector is None else np.size(vector) for vector in vectors]
         row = next((i for i, width in enumerate(widths) if width != widths[0] or width == 0), None)

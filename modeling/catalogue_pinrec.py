@@ -319,9 +319,7 @@ class Catalogue:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):  # -1 would silently be the last item
             bad = rows[(rows < 0) | (rows >= len(self))].flat[0]
-            raise ValueError(
-                f"row {bad} is not in this catalogue of {len(self)} items; mask unknown ones (-1)"
-            )
+            raise ValueError(f"row {bad} is not in this catalogue of {len(self)} items; mask unknown ones (-1)")
         return rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -385,9 +383,7 @@ def map_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise ValueError(foreign) from None
     promised = start + max((entry[-1] for entry in entries), default=0)
     if promised != size:
-        raise ValueError(
-            f"{path} is truncated or damaged ({size} bytes, its header says {promised}); copy it again"
-        )
+        raise ValueError(f"{path} is truncated or damaged ({size} bytes, its header says {promised}); copy it again")
     blob = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     arrays = {}
     for name, dtype, shape, begin, end in entries:

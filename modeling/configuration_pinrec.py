@@ -15,7 +15,7 @@ HOUR, DAY = 3_600, 86_400
 TIME_PERIODS = (HOUR // 4, HOUR // 2, HOUR * 3 // 4, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 16 * HOUR, DAY, 7 * DAY)
 """Seconds. The paper's, up to a week: longer ones tell days of a short log apart, which says nothing of later days."""
 
-SIGNALS = ("surface", "outcome", "time")
+SIGNALS = ("surface", "outcome", "time", "context")
 
 MAX_REQUEST_FEATURES, REQUEST_FEATURE_BITS = 5, 12
 """A request's features are one integer: the 12-bit hash of each, side by side, 0 where there is none."""
@@ -38,7 +38,8 @@ class PinRecConfig(PreTrainedConfig):
         negative_outcomes (`list[str]`): the outcomes that are an input but never a target (`hide`).
         outcome_budgets (`dict[str, dict[str, float]]`): the default outcome budget of each surface.
         signals (`list[str]`): what an event and a request tell the model besides the item and its order:
-            any of `"surface"`, `"outcome"`, `"time"`. None of them is SASRec.
+            any of `"surface"`, `"outcome"`, `"time"` and `"context"` (queries and subject items are events).
+            None of them is SASRec.
         time_periods (`list[int]`): periods, in seconds, at which absolute time is seen as sin and cos.
         num_items (`int`): rows of the catalogue that the id table covers (later rows share the unknown id).
         content_size, query_size (`int`): width of the items' and queries' content vectors, 0 for none.
@@ -128,7 +129,9 @@ class PinRecConfig(PreTrainedConfig):
         """As everywhere in transformers, but another model's config is refused, which they only warn about."""
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
-            raise ValueError(f"this is the config of a {found!r} model, not of a {cls.model_type!r} one; check the path")
+            raise ValueError(
+                f"this is the config of a {found!r} model, not of a {cls.model_type!r} one; check the path"
+            )
         return super().from_dict(config_dict, **kwargs)
 
     @property

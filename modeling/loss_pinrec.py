@@ -111,9 +111,7 @@ class _WeightedSoftmax(torch.autograd.Function):
             grad_queries[block] = logits @ pool
             grad_pool.addmm_(logits.T, queries[block])
             pull[block] = weights[block] * (positive_share / normaliser - 1)
-        ctx.save_for_backward(
-            grad_queries.addcmul_(pull[:, None], positives), pull[:, None] * queries, grad_pool
-        )
+        ctx.save_for_backward(grad_queries.addcmul_(pull[:, None], positives), pull[:, None] * queries, grad_pool)
         return total
 
     @staticmethod
@@ -156,9 +154,7 @@ def sampled_softmax_loss(
             tensor.to(dtype) for tensor in (queries, positives, pool, log_weights, weights)
         )
         if not torch.compiler.is_compiling():
-            return _WeightedSoftmax.apply(
-                queries, positives, pool, log_weights, own, row, times, availability, weights
-            )
+            return _WeightedSoftmax.apply(queries, positives, pool, log_weights, own, row, times, availability, weights)
         # a compiler makes its own blocks, and can't follow a loop over a number of positions that it doesn't know
         logits = torch.addmm(log_weights, queries, pool.T)
         logits = logits.masked_fill(_excluded(own, row, times, availability), float("-inf"))

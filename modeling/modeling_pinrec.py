@@ -636,9 +636,7 @@ class PinRecModel(PinRecPreTrainedModel):
                     embeddings, labels, label_weights, times, items, item_ids, event_items,
                     item_availability, item_frequencies, negative_counts, num_items_in_batch,
                 )  # fmt: skip
-        return PinRecModelOutput(
-            loss=loss, embeddings=embeddings, last_hidden_state=hidden_states, cache=cache
-        )
+        return PinRecModelOutput(loss=loss, embeddings=embeddings, last_hidden_state=hidden_states, cache=cache)
 
     @staticmethod
     def _positions(attention_mask: Tensor | None, events: Tensor, cache: Cache | None) -> Tensor:

@@ -62,6 +62,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         catalogue (`Catalogue`, *optional*), queries (`Catalogue`, *optional*): the same, already open.
         surfaces, outcomes, negative_outcomes (`list[str]`): as in [`PinRecConfig`].
         keep_ignored (`bool`): whether impressions that were ignored stay in a history.
+        contexts (`bool`): whether search queries and subject items are events; without them only items are.
         request_features (`bool`): whether the model reads request features (`request_feature_buckets` > 0). They
             are a condition of the request that asks, never a part of the history's events.
         model_max_length (`int`): events that fit, the start and the context of a request included.
@@ -80,6 +81,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         outcomes: Sequence[str] = (),
         negative_outcomes: Sequence[str] = (),
         keep_ignored: bool = False,
+        contexts: bool = True,
         request_features: bool = False,
         catalogue: Catalogue | None = None,
         queries: Catalogue | None = None,
@@ -91,7 +93,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             raise ValueError("a PinRecTokenizer needs a catalogue: pass catalogue_file= or catalogue=")
         self.catalogue: Catalogue = found
         self.surfaces, self.outcomes = list(surfaces), list(outcomes)
-        self.negative_outcomes, self.keep_ignored = list(negative_outcomes), keep_ignored
+        self.negative_outcomes, self.keep_ignored, self.contexts = list(negative_outcomes), keep_ignored, contexts
         self.request_features = request_features
         kwargs.setdefault("model_max_length", 256)
         super().__init__(
@@ -99,6 +101,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             outcomes=self.outcomes,
             negative_outcomes=self.negative_outcomes,
             keep_ignored=keep_ignored,
+            contexts=contexts,
             request_features=request_features,
             **kwargs,
         )
@@ -187,7 +190,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             queries[asked] = stable_hash([text for text in query_text if text is not None])
         items = self.item_codes(flat["item_id"]) if total else np.zeros(0, np.int64)
         subjects = self.item_codes(flat.get("context_item_id", nothing))
-        given = [self._given_outcomes(history, i, n) for i, (history, n) in enumerate(zip(histories, lengths, strict=True))]
+        given = [
+            self._given_outcomes(history, i, n) for i, (history, n) in enumerate(zip(histories, lengths, strict=True))
+        ]
         outcomes = self._outcome_sets(list(chain.from_iterable(given)), row, strict)
         is_query = (items == NO_ITEM) & asked
         if strict and ((items == NO_ITEM) & ~asked).any():
@@ -206,9 +211,11 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         }
         if self.request_features and "request_features" in flat:
             events["features"] = _packed_features(flat["request_features"])
-        kept = np.flatnonzero(is_query | (outcomes > 0) | self.keep_ignored)
+        kept = np.flatnonzero((is_query & self.contexts) | (outcomes > 0) | (self.keep_ignored & ~is_query))
         events = {name: values[kept] for name, values in events.items()}
-        events, row = _insert_contexts(events, row[kept], np.where(is_query, 0, queries)[kept], subjects[kept])
+        row = row[kept]
+        if self.contexts:
+            events, row = _insert_contexts(events, row, np.where(is_query, 0, queries)[kept], subjects[kept])
         ends = np.cumsum(np.bincount(row, minlength=len(lengths)))
         parts = {name: np.split(values, ends[:-1]) for name, values in events.items()} if len(lengths) else {}
         return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
@@ -217,7 +224,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         if length and history.get("outcomes") is None:
             wanted = [name for name in self.outcomes if name not in self.negative_outcomes]
             if len(wanted) != 1:
-                raise ValueError(f"history {row} needs `outcomes`, a list of names for each event, from {self.outcomes}")
+                raise ValueError(
+                    f"history {row} needs `outcomes`, a list of names for each event, from {self.outcomes}"
+                )
             return [wanted] * length
         return _column(history, "outcomes", length)
 
@@ -241,7 +250,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
 
     # -- codes to tensors ----------------------------------------------------------------------------------------
 
-    def pad(self, encoded_inputs: Sequence[EncodedRow], extra_items: np.ndarray | None = None, **kwargs) -> BatchEncoding:
+    def pad(
+        self, encoded_inputs: Sequence[EncodedRow], extra_items: np.ndarray | None = None, **kwargs
+    ) -> BatchEncoding:
         """Encoded rows, each cut to its most recent events that fit, to a padded batch.
 
         Args:
@@ -374,7 +385,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             is_subject = subjects[i] is not None
             if is_subject and (queries[i] is not None or vectors[i] is not None):
                 raise ValueError(f"request {i} has both a query and a context_item_id; give the one it is about")
-            if queries[i] is None and not is_subject and vectors[i] is None:
+            if not self.contexts or (queries[i] is None and not is_subject and vectors[i] is None):
                 continue
             if not isinstance(queries[i], str | None):
                 raise ValueError(f"the query of request {i} is {queries[i]!r}; it must be a string")
@@ -408,7 +419,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             raise ValueError(f"request {i} has a query_embedding, but this model was trained without query vectors")
         vector = np.asarray(vector, np.float32)
         if vector.shape != (self.query_size,):
-            raise ValueError(f"query_embedding of request {i} has shape {vector.shape}; it must be ({self.query_size},)")
+            raise ValueError(
+                f"query_embedding of request {i} has shape {vector.shape}; it must be ({self.query_size},)"
+            )
         if not np.isfinite(vector).all() or not vector.any():
             raise ValueError(f"query_embedding of request {i} is zero, or holds NaN or infinity; leave it out instead")
         return vector
@@ -450,7 +463,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes `catalogue.safetensors` and, where queries have vectors, `queries.safetensors`."""
         written = []
-        for catalogue, name in zip((self.catalogue, self.query_catalogue), self.vocab_files_names.values(), strict=True):
+        for catalogue, name in zip(
+            (self.catalogue, self.query_catalogue), self.vocab_files_names.values(), strict=True
+        ):
             if catalogue is not None:
                 path = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{name}"
                 catalogue.save(path)
@@ -463,7 +478,9 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray, type(None))
 
 def _length(history: Mapping[str, Sequence], row: int, strict: bool) -> int:
     if not isinstance(history, Mapping):
-        raise ValueError(f"history {row} is {history!r}; give a dict of columns: {{'item_id': [...], 'outcomes': [...]}}")
+        raise ValueError(
+            f"history {row} is {history!r}; give a dict of columns: {{'item_id': [...], 'outcomes': [...]}}"
+        )
     if strict and (unknown := sorted(set(history) - {*HISTORY_COLUMNS, *UNUSED_COLUMNS}, key=str)):
         raise ValueError(f"history {row} has columns {unknown}; the known ones are {list(HISTORY_COLUMNS)}")
     lengths = {}

@@ -69,7 +69,9 @@ def tiny_log(seed: int = 0) -> list[dict[str, Any]]:
                         "position": position,
                     }
                 )
-    for row, hole in zip(rng.choice(len(rows), 12, replace=False), ["surface", "timestamp", "outcomes"] * 4, strict=True):
+    for row, hole in zip(
+        rng.choice(len(rows), 12, replace=False), ["surface", "timestamp", "outcomes"] * 4, strict=True
+    ):
         rows[row][hole] = None
     return rows
 

@@ -1,8 +1,8 @@
 """Pretrain PinRec on the activity of all surfaces.
 
-    accelerate launch training/pretrain.py --data data --preset small --output_dir pinrec-base
-    accelerate launch training/pretrain.py config.yaml
-    accelerate launch training/pretrain.py ... --resume True      # after a kill: ends in the same weights
+accelerate launch training/pretrain.py --data data --preset small --output_dir pinrec-base
+accelerate launch training/pretrain.py config.yaml
+accelerate launch training/pretrain.py ... --resume True      # after a kill: ends in the same weights
 """
 
 import json
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
@@ -23,7 +22,7 @@ from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
-from pinrec_hf.modeling.configuration_pinrec import PRESETS, PinRecConfig
+from pinrec_hf.modeling.configuration_pinrec import PRESETS, SIGNALS, PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
@@ -55,7 +54,9 @@ def prepare_pretraining(
     """
     metadata = read_metadata(data_args.data)
     if model_args.architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture {model_args.architecture!r} does not exist; choose one of {sorted(ARCHITECTURES)}")
+        raise ValueError(
+            f"architecture {model_args.architecture!r} does not exist; choose one of {sorted(ARCHITECTURES)}"
+        )
     config_class, model_class, fixed = ARCHITECTURES[model_args.architecture]
     overrides: dict[str, Any] = {**json.loads(model_args.config_overrides or "{}"), **fixed}
     length = overrides.get("max_position_embeddings", PRESETS.get(model_args.preset, {}).get("max_position_embeddings"))
@@ -63,6 +64,7 @@ def prepare_pretraining(
         data_args.data,
         model_max_length=length or 256,
         request_features=overrides.get("request_feature_buckets", 0) > 0,
+        contexts="context" in overrides.get("signals", SIGNALS),
     )
     config = config_class.from_preset(
         model_args.preset,
@@ -78,7 +80,9 @@ def prepare_pretraining(
             **overrides,
         },
     )
-    dataset = SequenceDataset(encode_split(data_args.data, "train", tokenizer), window=config.max_position_embeddings - 1)
+    dataset = SequenceDataset(
+        encode_split(data_args.data, "train", tokenizer), window=config.max_position_embeddings - 1
+    )
     counts = dataset.target_counts(tokenizer.positive_mask, config.num_items)
     if not counts.sum():
         raise ValueError(f"{data_args.data} has no training target: no event of a known item has a positive outcome")

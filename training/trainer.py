@@ -44,9 +44,7 @@ class PinRecTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices of linear layers decay; embeddings, norms, biases and the temperature do not."""
-        return [
-            f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
-        ]
+        return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Recall on the validation requests, instead of the loss: what the model is for."""

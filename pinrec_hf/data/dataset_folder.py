@@ -53,8 +53,8 @@ def build_query_catalogue(data: str | Path) -> Catalogue | None:
     return Catalogue.build(table["query"], vectors=table["embedding"])
 
 
-def build_tokenizer(data: str | Path, model_max_length: int = 256, request_features: bool = False) -> PinRecTokenizer:
-    """A tokenizer with the folder's vocabulary (fitted on train) and catalogue."""
+def build_tokenizer(data: str | Path, model_max_length: int = 256, **options: bool) -> PinRecTokenizer:
+    """A tokenizer with the folder's vocabulary (fitted on train) and catalogue; `options` are `PinRecTokenizer`'s."""
     metadata = read_metadata(data)
     return PinRecTokenizer(
         catalogue=build_catalogue(data),
@@ -63,7 +63,7 @@ def build_tokenizer(data: str | Path, model_max_length: int = 256, request_featu
         outcomes=metadata["outcomes"],
         negative_outcomes=metadata["negative_outcomes"],
         model_max_length=model_max_length,
-        request_features=request_features,
+        **options,
     )
 
 

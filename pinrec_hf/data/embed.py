@@ -32,9 +32,7 @@ def load_text_model(model: str | os.PathLike[str], device: str | None = None) ->
     try:
         return SentenceTransformer(os.fspath(model), device=device)
     except OSError as error:
-        raise OSError(
-            f"cannot load {model!r}: {error}; give a model's folder or its name on the Hub"
-        ) from error
+        raise OSError(f"cannot load {model!r}: {error}; give a model's folder or its name on the Hub") from error
 
 
 def embed_texts(
@@ -76,9 +74,7 @@ def embed_texts(
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
-        raise ValueError(
-            f"row {row}: the model gives NaN or infinity for {texts[row]!r}; use another precision"
-        )
+        raise ValueError(f"row {row}: the model gives NaN or infinity for {texts[row]!r}; use another precision")
     return np.asarray(vectors, dtype=np.float32)
 
 

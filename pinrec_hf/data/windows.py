@@ -32,7 +32,10 @@ def encode_split(data: str | Path, split: str, tokenizer: PinRecTokenizer) -> da
     rows = datasets.load_dataset("parquet", data_files=files, split="train")
     features = {name: datasets.List(datasets.Value(np.dtype(t).name)) for name, t in EVENT_COLUMNS.items()}
     what = [rows._fingerprint, tokenizer.catalogue.fingerprint, *map(str, (tokenizer.surfaces, tokenizer.outcomes))]
-    what += map(str, (tokenizer.negative_outcomes, tokenizer.keep_ignored, tokenizer.request_features, ENCODING))
+    what += map(
+        str,
+        (tokenizer.negative_outcomes, tokenizer.keep_ignored, tokenizer.contexts, tokenizer.request_features, ENCODING),
+    )
     return rows.map(
         lambda batch: _encode_columns(batch, tokenizer),
         batched=True,
@@ -89,12 +92,20 @@ class SequenceDataset(torch.utils.data.Dataset):
         return window
 
     def target_counts(self, positive_mask: int, num_items: int) -> np.ndarray:
-        """int64 `(num_items + 2,)`: how often each item id is a target."""
+        """int64 `(num_items + 2,)`: how often each item id is a target in an epoch.
+
+        That is what `PretrainingCollator` makes a target: a positive event on an item that the user has not acted on
+        before in the window.
+        """
         counts = np.zeros(num_items + FIRST_ITEM, np.int64)
         chunks = [self._columns[name].chunks() for name in ("types", "items", "outcomes")]
-        for types, items, outcomes in zip(*chunks, strict=True):
-            hit = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & ((outcomes & positive_mask) != 0)
-            counts += np.bincount(items[hit], minlength=len(counts))
+        for lengths, types, items, outcomes in zip(self._columns["items"].chunk_lengths, *chunks, strict=True):
+            acted = np.flatnonzero((types == ITEM_EVENT) & (items >= FIRST_ITEM) & (outcomes > 1))
+            parts = (np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))) // self.window
+            windows = np.repeat(np.arange(len(lengths)) * (parts.max(initial=0) + 1), lengths) + parts
+            keys = windows[acted] * len(counts) + items[acted]
+            first = acted[np.unique(keys, return_index=True)[1]]
+            counts += np.bincount(items[first[(outcomes[first] & positive_mask) != 0]], minlength=len(counts))
         return counts
 
     def time_range(self) -> tuple[int, int]:
@@ -114,8 +125,8 @@ class _ListColumn:
         self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
         self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in column.chunks]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        lengths = [np.diff(offsets) for offsets in self._offsets]
-        self.lengths = np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64)
+        self.chunk_lengths = [np.diff(offsets) for offsets in self._offsets]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *self.chunk_lengths]).astype(np.int64)
 
     def slice(self, row: int, start: int, end: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1

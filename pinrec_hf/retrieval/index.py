@@ -188,15 +188,11 @@ class ItemIndex:
         if excluded_rows is None:
             return [np.zeros(0, dtype=np.int64)] * num_queries
         if len(excluded_rows) != num_queries:
-            raise ValueError(
-                f"{len(excluded_rows)} lists of excluded rows for {num_queries} queries; give one a query"
-            )
+            raise ValueError(f"{len(excluded_rows)} lists of excluded rows for {num_queries} queries; give one a query")
         excluded = [self._places(np.unique(np.asarray(rows, dtype=np.int64))) for rows in excluded_rows]
         return [places[(places >= 0) & passing[places]] for places in excluded]
 
-    def _search_exactly(
-        self, queries: np.ndarray, places: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search_exactly(self, queries: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and places `(m, k)` of the best among `places`, at least k; a block of items at a time."""
         scores = np.zeros((len(queries), 0), dtype=np.float32)
         found = np.zeros((len(queries), 0), dtype=np.int64)
@@ -210,9 +206,7 @@ class ItemIndex:
                 scores, found = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
         return _best_first(scores, found)
 
-    def _search_faiss(
-        self, queries: np.ndarray, passing: np.ndarray | None, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search_faiss(self, queries: np.ndarray, passing: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and places `(m, k)`, best first, -1 where the index found fewer."""
         options: dict[str, Any] = {}
         if passing is not None:
@@ -239,19 +233,13 @@ class ItemIndex:
     def _check_queries(self, queries: np.ndarray) -> np.ndarray:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            raise ValueError(
-                f"queries have the shape {queries.shape}; this index takes (n, {self.dimension})"
-            )
+            raise ValueError(f"queries have the shape {queries.shape}; this index takes (n, {self.dimension})")
         wrong = ~np.isfinite(queries).all(axis=1)
         if wrong.any():
-            raise ValueError(
-                f"query {np.flatnonzero(wrong)[0]} holds NaN or infinity; check the model's output"
-            )
+            raise ValueError(f"query {np.flatnonzero(wrong)[0]} holds NaN or infinity; check the model's output")
         return queries
 
-    def add(
-        self, embeddings: np.ndarray, rows: np.ndarray, *, catalogue_fingerprint: str | None = None
-    ) -> None:
+    def add(self, embeddings: np.ndarray, rows: np.ndarray, *, catalogue_fingerprint: str | None = None) -> None:
         """Index more items, without a rebuild; a removed row may come back.
 
         Args:
@@ -267,9 +255,7 @@ class ItemIndex:
             raise ValueError(f"embeddings have width {embeddings.shape[1]}, this index {self.dimension}")
         present = rows[self._places(rows) >= 0]
         if len(present):
-            raise ValueError(
-                f"row {present[0]} is in the index already ({len(present)} such); remove it first"
-            )
+            raise ValueError(f"row {present[0]} is in the index already ({len(present)} such); remove it first")
         self._index.add(self._lift(embeddings))
         self._vectors = np.concatenate([self._vectors, embeddings])
         self._rows = np.concatenate([self._rows, rows])
@@ -298,9 +284,7 @@ class ItemIndex:
             ValueError: another process is writing an index into this folder.
         """
         os.makedirs(folder, exist_ok=True)
-        partial = {
-            name: os.path.join(folder, f"{name}.partial-{os.getpid()}") for name in (*FILES, "index.json")
-        }
+        partial = {name: os.path.join(folder, f"{name}.partial-{os.getpid()}") for name in (*FILES, "index.json")}
         lock = os.open(folder, os.O_RDONLY)
         try:
             try:
@@ -335,9 +319,7 @@ class ItemIndex:
                     os.remove(path)
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], *, encoder_fingerprint: str, catalogue_fingerprint: str
-    ) -> ItemIndex:
+    def load(cls, folder: str | os.PathLike[str], *, encoder_fingerprint: str, catalogue_fingerprint: str) -> ItemIndex:
         """Load a saved index, if it was made by this encoder from this catalogue.
 
         Raises:
@@ -370,9 +352,7 @@ class ItemIndex:
             index: Any = faiss.read_index(os.path.join(folder, "index.faiss"))
         except RuntimeError as error:
             raise ValueError(f"{folder}/index.faiss is no faiss index ({error}); {again}") from None
-        if (index.ntotal, about["dimension"]) != arrays["vectors"].shape or len(
-            arrays["rows"]
-        ) != index.ntotal:
+        if (index.ntotal, about["dimension"]) != arrays["vectors"].shape or len(arrays["rows"]) != index.ntotal:
             raise ValueError(f"the files in {folder} do not belong together; {again}")
         return cls(
             index,

@@ -34,9 +34,7 @@ def allocate_slots(weights: np.ndarray, k: int) -> np.ndarray:
     return slots
 
 
-def merge_similar(
-    embeddings: np.ndarray, weights: np.ndarray, threshold: float = 0.9
-) -> tuple[np.ndarray, np.ndarray]:
+def merge_similar(embeddings: np.ndarray, weights: np.ndarray, threshold: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     """Merge each query, in order, into the most similar kept one if their cosine is above the threshold.
 
     Args:
@@ -48,9 +46,7 @@ def merge_similar(
     """
     embeddings, weights = np.asarray(embeddings, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if embeddings.ndim != 2 or weights.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"embeddings {embeddings.shape} and weights {weights.shape} differ; give (q, d) and (q,)"
-        )
+        raise ValueError(f"embeddings {embeddings.shape} and weights {weights.shape} differ; give (q, d) and (q,)")
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     directions = embeddings / np.where(lengths == 0, 1, lengths)
     cosines = directions @ directions.T

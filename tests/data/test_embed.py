@@ -58,9 +58,7 @@ def test_embed_parquet_keeps_rows_and_columns(items, tmp_path, monkeypatch, rows
     written = pq.read_table(output)
     assert written.schema.field("embedding").type == pa.list_(pa.float32())
     assert written.drop_columns("embedding").equals(items)
-    assert (
-        written["embedding"].to_pylist() == embed_texts(items["title"].to_pylist(), LetterCounts()).tolist()
-    )
+    assert written["embedding"].to_pylist() == embed_texts(items["title"].to_pylist(), LetterCounts()).tolist()
 
 
 def test_embed_parquet_glob_and_dictionary_columns(tmp_path):

@@ -81,9 +81,7 @@ def test_integer_ids_and_arrow_columns(tmp_path):
 def test_ids_round_trip_through_append_and_file(tmp_path, ids, cut, collide):
     with pytest.MonkeyPatch.context() as patch:
         if collide:  # hashes of four values only: verified bytes must still tell the ids apart
-            patch.setattr(
-                catalogue_pinrec, "hash_bytes", lambda encoded: np.array([len(b) % 4 for b in encoded])
-            )
+            patch.setattr(catalogue_pinrec, "hash_bytes", lambda encoded: np.array([len(b) % 4 for b in encoded]))
         known, rest = ids[:cut] or ids[:1], ids[max(cut, 1) :]
         first = Catalogue.build(known)
         whole = first.append(rest)

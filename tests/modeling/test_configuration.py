@@ -63,7 +63,7 @@ def test_derived_fields():
     assert config.positive_outcomes == ["save", "click"]
     assert (config.embedding_size, config.intermediate_size) == (33, 128)
     assert PinRecConfig(hidden_size=32, similarity="cosine").embedding_size == 32
-    assert config.signals == ["surface", "outcome", "time"]
+    assert config.signals == ["surface", "outcome", "time", "context"]
     assert PinRecConfig(signals=[]).signals == []
 
 

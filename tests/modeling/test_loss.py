@@ -37,7 +37,9 @@ def example(positions: int, pool: int, dtype: torch.dtype = torch.float64, rows:
         "queries": torch.randn(positions, 5, generator=g, dtype=dtype).requires_grad_(),
         "positives": torch.randn(positions, 5, generator=g, dtype=dtype).requires_grad_(),
         "pool": torch.randn(pool, 5, generator=g, dtype=dtype).requires_grad_(),
-        "log_weights": torch.randn(pool, generator=g, dtype=dtype).where(torch.rand(pool, generator=g) > 0.2, -torch.inf),
+        "log_weights": torch.randn(pool, generator=g, dtype=dtype).where(
+            torch.rand(pool, generator=g) > 0.2, -torch.inf
+        ),
         "own": torch.rand(rows, pool, generator=g) < 0.3,
         "row": torch.randint(rows, (positions,), generator=g),
         "times": torch.randint(-1, 10, (positions,), generator=g),
@@ -63,7 +65,9 @@ def test_value_and_gradients(monkeypatch, compiling, dtype, tolerance, with_avai
     assert loss.dtype == dtype
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     # the loss is divided by the number of targets: the factor reaches every gradient
-    for ours, theirs in zip(torch.autograd.grad(loss / 3, inputs), torch.autograd.grad(expected / 3, inputs), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss / 3, inputs), torch.autograd.grad(expected / 3, inputs), strict=True
+    ):
         assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -316,7 +320,8 @@ def test_two_processes_equal_one_on_both_batches(make_model, collator, windows):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(one_of_two, (port, model, halves, targets, results), nprocs=2)
+    # forked: two more imports of torch and transformers would take longer than all other tests of this file
+    mp.start_processes(one_of_two, (port, model, halves, targets, results), nprocs=2, start_method="fork")
     assert results[0].item() == pytest.approx(loss.item(), rel=1e-5)
     expected = torch.cat([grad.flatten() for grad in grads])
     assert expected.abs().max() > 1e-3

@@ -87,13 +87,19 @@ def test_loss_is_the_mean_over_targets(model, training_batch):
 def test_no_target_gives_no_nan(model, training_batch):
     training_batch["labels"] = torch.full_like(training_batch["labels"], -100)
     assert all(not grad.any() for grad in gradients(model, training_batch)[1].values())
+    none = {name: training_batch[name][:, :0] for name in (*TARGETS, "labels", "label_weights", "label_timestamps")}
+    output = model(**{**training_batch, **none})
+    assert output.loss == 0
+    assert output.embeddings.shape == (6, 0, 33)
 
 
 # -- however it is run ------------------------------------------------------------------------------------------
 
 
 def test_eager_equals_sdpa(any_model, training_batch):
-    losses, grads = zip(*(gradients(with_attention(any_model, name), training_batch) for name in ("eager", "sdpa")), strict=True)
+    losses, grads = zip(
+        *(gradients(with_attention(any_model, name), training_batch) for name in ("eager", "sdpa")), strict=True
+    )
     assert close(*losses)
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
@@ -117,7 +123,9 @@ def test_padding_side_and_neighbours_do_not_matter(any_model, tokenizer, request
     assert expected.shape == (5, 3, 33)
     assert np.abs(np.diff(expected, axis=1)).max() > 0.01
     for tok in (tokenizer, right):
-        alone = [encode_requests(any_model, tok, [request], outcomes=[None, "save", "click"]) for request in requests_example]
+        alone = [
+            encode_requests(any_model, tok, [request], outcomes=[None, "save", "click"]) for request in requests_example
+        ]
         assert np.allclose(np.concatenate(alone), expected, atol=1e-5)
         together = encode_requests(any_model, tok, requests_example, outcomes=[None, "save", "click"])
         assert np.allclose(together, expected, atol=1e-5)
@@ -255,7 +263,12 @@ def test_later_events_change_nothing_before(any_model, tokenizer):
 )
 def test_signals(make_model, tokenizer, signals, differ):
     model = make_model(signals=signals)
-    history = {"item_id": ["p1", "p2"], "outcomes": [["save"], ["click"]], "surface": ["homefeed"] * 2, "timestamp": [5, 99]}
+    history = {
+        "item_id": ["p1", "p2"],
+        "outcomes": [["save"], ["click"]],
+        "surface": ["homefeed"] * 2,
+        "timestamp": [5, 99],
+    }
     request = {"history": history, "surface": "homefeed", "timestamp": 999}
     expected = encode_requests(model, tokenizer, [request])
     changed = {
@@ -265,7 +278,9 @@ def test_signals(make_model, tokenizer, signals, differ):
         "now": {**request, "timestamp": 10_000},
         "item_id": {**request, "history": history | {"item_id": ["p2", "p1"]}},
     }
-    different = {name for name, other in changed.items() if not np.allclose(encode_requests(model, tokenizer, [other]), expected)}
+    different = {
+        name for name, other in changed.items() if not np.allclose(encode_requests(model, tokenizer, [other]), expected)
+    }
     if not np.allclose(encode_requests(model, tokenizer, [request], outcomes=["save"]), expected):
         different.add("wanted")
     assert different == differ | {"item_id"}
@@ -279,7 +294,9 @@ def test_request_features(make_model, tiny_data):
     model = make_model(request_feature_buckets=500)
     lists = [None, [], ["device=ios"], ["device=web"], ["device=ios", "app=3"], ["app=3", "device=ios"]]
     request = {"history": {"item_id": ["p1"], "outcomes": [["save"]]}, "surface": "search"}
-    users = encode_requests(model, tok, [request | {"request_features": features} for features in lists], [None, "save"])
+    users = encode_requests(
+        model, tok, [request | {"request_features": features} for features in lists], [None, "save"]
+    )
     assert np.allclose(users[0], users[1])
     assert np.allclose(users[4], users[5])
     assert len(np.unique(users[:, 0].round(3), axis=0)) == 4
@@ -383,7 +400,9 @@ def test_initialisation(make_config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fields", [{}, {"similarity": "cosine", "item_id_embedding": "hashed", "pooled_history": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"similarity": "cosine", "item_id_embedding": "hashed", "pooled_history": True}]
+)
 def test_save_and_load_sharded(make_model, training_batch, tmp_path, fields):
     model = make_model(**fields)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
@@ -417,7 +436,9 @@ def test_bad_checkpoints(model, tmp_path):
     with pytest.raises(OSError, match="no file named model.safetensors"):
         PinRecModel.from_pretrained(tmp_path / "good")
 
-    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9))
+    bert = BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    )
     bert.save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="config of a 'bert' model"):
         PinRecModel.from_pretrained(tmp_path / "bert")

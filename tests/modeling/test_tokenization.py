@@ -178,10 +178,14 @@ def test_request_context_is_the_last_event(tok):
 def test_one_value_serves_all_requests(tok):
     histories = [{"item_id": ["a"], "outcomes": [["save"]]}] * 2
     one = tok(histories, surface="search", query="sofa", timestamp=NOW, query_embedding=[1.0, 0, 0])
-    each = tok(histories, surface=["search"] * 2, query=["sofa"] * 2, timestamp=[NOW] * 2, query_embedding=[[1.0, 0, 0]] * 2)
+    each = tok(
+        histories, surface=["search"] * 2, query=["sofa"] * 2, timestamp=[NOW] * 2, query_embedding=[[1.0, 0, 0]] * 2
+    )
     assert one.keys() == each.keys()
     assert all(torch.equal(one[name], each[name]) for name in one)
-    assert torch.equal(tok(histories[0], surface="search")["event_items"], tok(histories[:1], surface="search")["event_items"])
+    assert torch.equal(
+        tok(histories[0], surface="search")["event_items"], tok(histories[:1], surface="search")["event_items"]
+    )
 
 
 def test_the_item_table(tok):
@@ -194,7 +198,9 @@ def test_the_item_table(tok):
 
 
 def test_a_query_vector_of_a_request_is_its_own(tok):
-    batch = tok([{}, {}, {}, {}], query=["sofa", "sofa", "lamp", None], query_embedding=[None, [7, 8, 9], None, [1, 1, 1]])
+    batch = tok(
+        [{}, {}, {}, {}], query=["sofa", "sofa", "lamp", None], query_embedding=[None, [7, 8, 9], None, [1, 1, 1]]
+    )
     vectors = batch["query_vectors"][batch["event_queries"]][:, -1]
     assert vectors.tolist() == [[1, 2, 3], [7, 8, 9], [0, 0, 0], [1, 1, 1]]
     hashes = batch["query_hashes"][batch["event_queries"]][:, -1].tolist()
@@ -207,7 +213,15 @@ def test_right_padding():
     a, b = (tok(histories, query="sofa", timestamp=20) for tok in (left, right))
     assert b["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert b["target_positions"].tolist() == [[3], [1]]
-    for name in ("event_items", "event_types", "event_queries", "timestamps", "time_gaps", "surface_ids", "outcome_sets"):
+    for name in (
+        "event_items",
+        "event_types",
+        "event_queries",
+        "timestamps",
+        "time_gaps",
+        "surface_ids",
+        "outcome_sets",
+    ):
         for row in range(2):
             real = [batch[name][row][batch["attention_mask"][row] == 1].tolist() for batch in (a, b)]
             assert real[0] == real[1], name
@@ -230,12 +244,21 @@ def test_a_long_history_keeps_its_newest_events_and_the_context(tok):
         ({"outcomes": [["save"]]}, "history 1 has no `item_id` column"),
         ({"item_id": ["a"], "outcomes": ["save"]}, r"`outcomes` of history 1 holds 'save' .*write \[\"save\"\]"),
         ({"item_id": ["a"], "outcomes": [3]}, "`outcomes` of history 1 holds 3 where a list"),
-        ({"item_id": ["a"], "outcomes": [["buy"]]}, r"\['buy'\] are not among this model's outcomes \['save', 'click', 'hide'\]"),
-        ({"item_id": ["a"], "outcomes": [["save"]], "surface": ["hmoe"]}, r"'hmoe' is not among .*\['home', 'search'\]"),
+        (
+            {"item_id": ["a"], "outcomes": [["buy"]]},
+            r"\['buy'\] are not among this model's outcomes \['save', 'click', 'hide'\]",
+        ),
+        (
+            {"item_id": ["a"], "outcomes": [["save"]], "surface": ["hmoe"]},
+            r"'hmoe' is not among .*\['home', 'search'\]",
+        ),
         ({"item_id": ["a"]}, "history 1 needs `outcomes`"),
         ({"item_id": ["a"], "outcome": [["save"]]}, r"history 1 has columns \['outcome'\]; the known ones are"),
         ({"item_id": "a", "outcomes": [["save"]]}, "'item_id' of history 1 is 'a'; it must be a list"),
-        ({"item_id": ["a"], "outcomes": [["save"]], "timestamp": 5}, "'timestamp' of history 1 is 5; it must be a list"),
+        (
+            {"item_id": ["a"], "outcomes": [["save"]], "timestamp": 5},
+            "'timestamp' of history 1 is 5; it must be a list",
+        ),
         ({"item_id": [7], "outcomes": [["save"]]}, "string ids, but id 7|row 1: id 7 is int"),
         ({"item_id": [None], "outcomes": [["save"]]}, "history 1 has an event with neither an item_id nor a query"),
         ({"item_id": ["a"], "outcomes": [["save"]], "timestamp": [float("nan")]}, "history 1 has the timestamp nan"),
@@ -359,7 +382,12 @@ def test_save_load_pickle(tmp_path):
     }
     expected = tok(**request)
     loaded = PinRecTokenizer.from_pretrained(tmp_path)
-    for other in (loaded, pickle.loads(pickle.dumps(tok)), pickle.loads(pickle.dumps(loaded)), AutoTokenizer.from_pretrained(tmp_path)):
+    for other in (
+        loaded,
+        pickle.loads(pickle.dumps(tok)),
+        pickle.loads(pickle.dumps(loaded)),
+        AutoTokenizer.from_pretrained(tmp_path),
+    ):
         assert isinstance(other, PinRecTokenizer)
         assert repr(other) == repr(tok)
         assert other.catalogue.fingerprint == tok.catalogue.fingerprint
@@ -438,3 +466,19 @@ def test_any_histories(users, keep_ignored, pad_left):
     assert batch["item_ids"][:2].tolist() == [NO_ITEM, UNKNOWN_ITEM]
     assert (batch["time_gaps"] >= -1).all()
     assert (batch["timestamps"] >= -1).all()
+
+
+def test_without_contexts_only_items_are_events(tiny_data):
+    from pinrec_hf.data.dataset_folder import build_tokenizer
+
+    tokenizer = build_tokenizer(tiny_data, contexts=False)
+    history = {
+        "item_id": [None, "p1", "p2"],
+        "query": ["lamp", "lamp", None],
+        "context_item_id": [None, None, "p3"],
+        "outcomes": [[], ["save"], ["click"]],
+    }
+    (row,) = tokenizer.encode([history])
+    assert tokenizer.decode(row["items"]) == ["p1", "p2"]
+    with_query = tokenizer([history], surface="search", query="lamp")
+    assert with_query["attention_mask"].sum() == 3  # the start and two items

@@ -38,9 +38,7 @@ def brute_force(items, queries, k, mask=None):
 
 
 def overlap(found, truth):
-    return np.mean(
-        [len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
-    )
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
 
 
 def test_flat_equals_brute_force():
@@ -91,9 +89,7 @@ def test_filter_goes_into_the_search(kind, share):
         assert (np.isneginf(scores) == (found < 0)).all()
         found = np.where(found < 0, expected, found)
     assert allowed[found[:, : allowed.sum()]].all()
-    assert (
-        overlap(found, expected) == 1 if share < 0.1 or kind == "flat" else overlap(found, expected) >= 0.95
-    )
+    assert overlap(found, expected) == 1 if share < 0.1 or kind == "flat" else overlap(found, expected) >= 0.95
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -57,8 +57,7 @@ class Items:
             style=(rng.random(count) * parameters.styles).astype(np.int64),
             mood=(rng.random(count) * parameters.moods).astype(np.int64),
             quality=quality,
-            trend=np.where(rng.random(count) < parameters.trend_share, parameters.trend_size, 0.0)
-            * rng.random(count),
+            trend=np.where(rng.random(count) < parameters.trend_share, parameters.trend_size, 0.0) * rng.random(count),
             trend_peak=parameters.start + rng.random(count) * length,
             trend_width=DAY * (0.7 + 1.5 * rng.random(count)),
             available_from=born,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,7 +113,7 @@ class BlockLog:
     def update(self, digest: "hashlib._Hash") -> None:
         """Adds every drawn value to a hash; the probabilities are what the answers were drawn from."""
         for name in ("user", "request", "surface", "time", "query", "subject", "row", "position", "choice"):
-            digest.update(np.ascontiguousarray(getattr(self, name), dtype="<i8" if name == "time" else "<i4"))
+            digest.update(getattr(self, name).astype("<i8" if name == "time" else "<i4").tobytes())
 
 
 def log_blocks(world: World) -> Iterator[Block]:
@@ -167,7 +168,7 @@ def load_world(folder: str | os.PathLike[str]) -> World:
     return World(WorldParameters(**{name: _tuples(value) for name, value in told["parameters"].items()}))
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
@@ -187,7 +188,10 @@ def _write(world: World, folder: Path) -> dict:
         kind = (log.surface * len(CHOICES) + log.choice)[log.row >= 0]
         counts += np.bincount(kind, minlength=counts.size).reshape(counts.shape)
     outcomes = {
-        surface: {outcome: int(sum(c for c, names in zip(row, CHOICES, strict=True) if outcome in names)) for outcome in OUTCOMES}
+        surface: {
+            outcome: int(sum(c for c, names in zip(row, CHOICES, strict=True) if outcome in names))
+            for outcome in OUTCOMES
+        }
         for surface, row in zip(SURFACES, counts, strict=True)
     }
     report = {
@@ -219,7 +223,7 @@ def _write_items(world: World, folder: Path, digest: "hashlib._Hash") -> pa.Arra
     _write_table(pa.table({"query": pa.array(texts), "embedding": _vectors(query_vectors)}), folder / "queries.parquet")
     digest.update("\n".join(titles + texts).encode())
     for table in (items.available_from, items.available_until, np.rint(vectors * 1e3), np.rint(query_vectors * 1e3)):
-        digest.update(np.ascontiguousarray(table, dtype="<i8"))
+        digest.update(table.astype("<i8").tobytes())
     return pa.array(texts)
 
 
@@ -265,7 +269,9 @@ def _log_table(log: BlockLog, block: Block, ids: pa.Array, texts: pa.Array) -> p
 
 
 def _truth_table(log: BlockLog, block: Block) -> pa.Table:
-    probability = {f"true_probability_{name}": pa.array(log.probability[:, k].copy()) for k, name in enumerate(OUTCOMES)}
+    probability = {
+        f"true_probability_{name}": pa.array(log.probability[:, k].copy()) for k, name in enumerate(OUTCOMES)
+    }
     named = {"request_id": pa.array(_request_id(log, block)), "position": pa.array(log.position)}
     return pa.table({**named, **probability, "interest": pa.array(log.interest)})
 

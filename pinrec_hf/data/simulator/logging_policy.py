@@ -8,11 +8,11 @@ A view's slots are drawn independently from one mixture per request; items that 
 the view already fall out. So the probability of every item being shown is known (`shares`), and the oracle uses it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from pinrec_hf.data.simulator.parameters import DAY, draw
+from pinrec_hf.data.simulator.parameters import DAY
 from pinrec_hf.data.simulator.topics import SETTINGS
 from pinrec_hf.data.simulator.users import NEVER, UserState
 from pinrec_hf.data.simulator.world import World
@@ -34,14 +34,23 @@ class Requests:
     subject: np.ndarray
     length: np.ndarray
 
+    def __getitem__(self, users: np.ndarray) -> "Requests":
+        return Requests(*(getattr(self, field.name)[users] for field in fields(self)))
+
 
 class LoggingPolicy:
     """Args: world; popularity float64 (days, items) > 0; neighbours int32 (items, neighbours)."""
 
-    def __init__(self, world: World, popularity: np.ndarray | None = None, neighbours: np.ndarray | None = None) -> None:
+    def __init__(
+        self, world: World, popularity: np.ndarray | None = None, neighbours: np.ndarray | None = None
+    ) -> None:
         self.world, parameters, topics, items = world, world.parameters, world.topics, world.items
         number, count = np.arange(len(items)), len(topics)
-        keys = [items.topic, items.second_topic, *(count + topics.setting[t] for t in (items.topic, items.second_topic))]
+        keys = [
+            items.topic,
+            items.second_topic,
+            *(count + topics.setting[t] for t in (items.topic, items.second_topic)),
+        ]
         pairs = np.unique(np.concatenate([key * len(items) + number for key in keys]))
         self._posting = pairs % len(items)  # item rows by query key, see Topics.query_key
         self._first = np.searchsorted(pairs // len(items), np.arange(count + len(SETTINGS) + 1))
@@ -71,7 +80,9 @@ class LoggingPolicy:
         popularity, keep = np.full((parameters.days, count), 0.3), 0.5 ** (1 / parameters.popularity_half_life_days)
         for later in range(1, parameters.days):
             popularity[later] = 0.3 + keep * (popularity[later - 1] - 0.3) + by_day[later - 1]
-        return LoggingPolicy(self.world, popularity**parameters.popularity_power, self._co_occurring(user, row, by_day.sum(axis=0)))
+        return LoggingPolicy(
+            self.world, popularity**parameters.popularity_power, self._co_occurring(user, row, by_day.sum(axis=0))
+        )
 
     def _co_occurring(self, user: np.ndarray, row: np.ndarray, frequency: np.ndarray) -> np.ndarray:
         """Items liked within three positives of one another, by count / sqrt(frequencies); short lists filled up."""
@@ -106,9 +117,9 @@ class LoggingPolicy:
             short = np.nonzero((shown >= 0).sum(axis=1) < requests.length)[0]
             if not len(short):
                 return shown
-            more = (rng.random((len(short), SLOTS)) * len(self.world.items)).astype(np.int64)
-            some = Requests(**{name: getattr(requests, name)[short] for name in requests.__dataclass_fields__})
-            shown[short] = self._first_valid(state[short], some, np.hstack([shown[short], more]))
+            some, asked = state[short], requests[short]
+            more = np.hstack([shown[short], self._candidates(some, asked, rng)])
+            shown[short] = self._first_valid(some, asked, more)
         raise ValueError(f"a world of {len(self.world.items)} items is too small for its users; use a larger size")
 
     def _first_valid(self, state: UserState, requests: Requests, candidates: np.ndarray) -> np.ndarray:

@@ -75,10 +75,11 @@ class _Asking:
         return self.policy.show(state, requests, rng)
 
     def _rank(self, state: UserState, requests: Requests, users: np.ndarray) -> tuple[np.ndarray, ...]:
-        some = Requests(**{name: getattr(requests, name)[users] for name in requests.__dataclass_fields__})
-        chance = target_probability(self.policy, state[users], some)
+        chance = target_probability(self.policy, state[users], requests[users])
         top = np.argpartition(-chance, self.most - 1, axis=1)[:, : self.most]
-        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(chance, top, axis=1), axis=1, kind="stable"), axis=1)
+        top = np.take_along_axis(
+            top, np.argsort(-np.take_along_axis(chance, top, axis=1), axis=1, kind="stable"), axis=1
+        )
         return top, np.take_along_axis(chance, top, axis=1), chance.sum(axis=1)
 
 
@@ -121,7 +122,9 @@ def best_reachable_recall(
         rows.append(_block_rows(block, policy, _asked(block, start, end, left, rng), ks))
     table = np.concatenate(rows)
     if not len(table):
-        raise ValueError(f"no request from {start} to {end}; the log has {world.parameters.start}..{world.parameters.end}")
+        raise ValueError(
+            f"no request from {start} to {end}; the log has {world.parameters.start}..{world.parameters.end}"
+        )
     surfaces = {name: _summary(table[table[:, 0] == k], ks) for k, name in enumerate(SURFACES)}
     return {**_summary(table, ks), "surfaces": surfaces}
 

@@ -201,7 +201,7 @@ def test_exported_vectors_rank_as_the_index_does(retriever, tiny_data, tmp_path)
     scores = np.stack(items["embedding"].to_pylist()) @ np.array(user["embedding"])
     history, _ = find_user(tiny_data, user["user_id"], retriever.tokenizer)
     (candidates,) = retriever.recommend([history], surface="search", outcome_budget={user["outcome"]: 1}, k=60)
-    np.testing.assert_allclose([c.score for c in candidates], scores[[c.row for c in candidates]], rtol=1e-4)
+    np.testing.assert_allclose([c.score for c in candidates], scores[[c.row for c in candidates]], rtol=1e-4, atol=1e-4)
 
 
 def test_items_alone_can_be_exported(retriever, tmp_path):

@@ -196,7 +196,7 @@ class LoggingPolicy:
 
     def shares(self, state: UserState, requests: Requests) -> np.ndarray:
         """Probability float64 (n, items) of one slot's draw, before gone and acted-on items fall out."""
-        n, count = len(state), len(self.world.items)
+        count = len(self.world.items)
         source, day = self._source(state, requests), self._day(requests)
         popular = self._popularity[day] / self._popularity[day].sum(axis=1, keepdims=True)
         share = source[:, 1:2] * popular + source[:, 2:] / count

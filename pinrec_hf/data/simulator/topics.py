@@ -6,59 +6,17 @@ import numpy as np
 
 from pinrec_hf.data.simulator.parameters import WorldParameters
 
-NOUNS = [
-    "sofa",
-    "lamp",
-    "rug",
-    "curtain",
-    "shelf",
-    "desk",
-    "mirror",
-    "cushion",
-    "vase",
-    "candle",
-    "dress",
-    "jacket",
-    "boots",
-    "scarf",
-    "bag",
-    "hat",
-    "ring",
-    "necklace",
-    "cake",
-    "bread",
-    "soup",
-    "salad",
-    "pasta",
-    "pie",
-    "cookie",
-    "cocktail",
-    "tattoo",
-    "nail",
-    "braid",
-    "pergola",
-    "fence",
-    "pond",
-    "planter",
-    "herb",
-    "rose",
-    "quilt",
-    "crochet",
-    "knitting",
-    "origami",
-    "pottery",
-    "bench",
-    "mural",
-    "poster",
-    "lettering",
-    "camper",
-    "bicycle",
-    "basket",
-    "stool",
-]
-SETTINGS = ["bedroom", "kitchen", "garden", "wedding", "winter", "party", "travel", "studio"]
+# fmt: off
+NOUNS = (
+    "sofa", "lamp", "rug", "curtain", "shelf", "desk", "mirror", "cushion", "vase", "candle", "dress", "jacket",
+    "boots", "scarf", "bag", "hat", "ring", "necklace", "cake", "bread", "soup", "salad", "pasta", "pie", "cookie",
+    "cocktail", "tattoo", "nail", "braid", "pergola", "fence", "pond", "planter", "herb", "rose", "quilt", "crochet",
+    "knitting", "origami", "pottery", "bench", "mural", "poster", "lettering", "camper", "bicycle", "basket", "stool",
+)
+SETTINGS = ("bedroom", "kitchen", "garden", "wedding", "winter", "party", "travel", "studio")
 STYLE_WORDS = ("rustic", "minimal", "boho", "vintage", "modern", "pastel", "bold", "gothic")
 STYLE_SYNONYMS = ("farmhouse", "simple", "woven", "retro", "sleek", "soft", "colourful", "dark")
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class World:
             position: int (n, m), 0 = top; None = the order of `item_rows`.
 
         Returns:
-            float64 (n, m, 3): probabilities of save, click and hide (`OUTCOMES`); an impression may get save *and* click.
+            float64 (n, m, 3): probabilities of save, click and hide (`OUTCOMES`); save and click may both happen.
         """
         click, save, both, hide = self.choices(state, item_rows, surface, time, position)
         return np.stack([save + both, click + both, hide], axis=-1)

@@ -386,7 +386,8 @@ class OutcomeHead(nn.Module):
     ) -> Tensor:
         """`(batch, targets, hidden_size)` and four `(batch, targets)` to `(batch, targets, hidden_size)`.
 
-        Also packed request features; with `pooled_history` also the events' keys and values, and which of them each target may see.
+        Also packed request features; with `pooled_history` also the events' keys and values, and which of them each
+        target may see.
         """
         mixed = hidden
         if self.surfaces is not None:
@@ -674,8 +675,8 @@ class PinRecModel(PinRecPreTrainedModel):
         return torch.cat([users, torch.ones_like(users[..., :1])], -1)
 
     def _loss(
-        self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, times: Tensor, items: Tensor, item_ids: Tensor,
-        event_items: Tensor, availability: Tensor | None, frequencies: Tensor | None, negative_counts: Tensor | None,
+        self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, times: Tensor, items: Tensor,
+        item_ids: Tensor, event_items: Tensor, availability: Tensor | None, frequencies: Tensor | None, negative_counts: Tensor | None,
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:  # fmt: skip
         valid = labels >= 0

@@ -68,8 +68,8 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
         model_max_length (`int`): events that fit, the start and the context of a request included.
     """
 
-    vocab_files_names = {"catalogue_file": "catalogue.safetensors", "queries_file": "queries.safetensors"}  # noqa: RUF012
-    model_input_names = ["event_items", "event_types", "attention_mask"]  # noqa: RUF012
+    vocab_files_names = {"catalogue_file": "catalogue.safetensors", "queries_file": "queries.safetensors"}
+    model_input_names = ["event_items", "event_types", "attention_mask"]
     padding_side = "left"
 
     def __init__(
@@ -410,7 +410,8 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             batch["target_features"] = torch.from_numpy(_packed_features(features))[:, None]
         elif any(given is not None for given in features):
             raise ValueError(
-                "this model does not read request_features: leave them out, or pretrain with request_feature_buckets > 0"
+                "this model does not read request_features: leave them out, or pretrain with "
+                "request_feature_buckets > 0"
             )
         return batch
 
@@ -523,7 +524,8 @@ def _times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:
         right = (given >= 0) & (given < LATEST) if given.dtype.kind in "iuf" else np.zeros(len(given), bool)
         if not right.all():  # NaN is not right either
             raise ValueError(
-                f"{what} {owner[known][~right][0]} has the timestamp {given[~right].tolist()[0]!r}, which is no number of seconds "
+                f"{what} {owner[known][~right][0]} has the timestamp {given[~right].tolist()[0]!r}, which is no number of "
+                "seconds "
                 f"since epoch (UTC) below {LATEST}; an unknown time is None"
             )
         times[known] = given
@@ -543,7 +545,8 @@ def _packed_features(features: Sequence) -> np.ndarray:
         distinct = sorted(set(names))
         if len(distinct) > MAX_REQUEST_FEATURES:
             raise ValueError(
-                f"{len(distinct)} request_features, of which {MAX_REQUEST_FEATURES} fit: {distinct}; join some into one, "
+                f"{len(distinct)} request_features, of which {MAX_REQUEST_FEATURES} fit: {distinct}; join some "
+                "into one, "
                 "such as 'device=ios,country=de'"
             )
         codes = stable_hash(distinct) % ((1 << REQUEST_FEATURE_BITS) - 1) + 1

@@ -24,7 +24,8 @@ def check_catalogue(model: PinRecModel, tokenizer: PinRecTokenizer) -> None:
     expected, found = model.config.catalogue_fingerprint, tokenizer.catalogue.fingerprint
     if expected is not None and expected != found:
         raise ValueError(
-            f"the model was trained on the catalogue {expected}, the tokenizer holds {found} ({len(tokenizer.catalogue)} "
+            f"the model was trained on the catalogue {expected}, the tokenizer holds {found} "
+            f"({len(tokenizer.catalogue)} "
             "items): load both from one folder"
         )
 

@@ -1,4 +1,4 @@
-"""Rows become windows: every event in one of them, found again from the cache, drawn in an order that depends on the seed."""
+"""Rows become windows: every event in one of them, found again from the cache, in an order that the seed decides."""
 
 import datasets
 import numpy as np

@@ -1,4 +1,4 @@
-"""A saved folder is a model of the Auto classes: with the plugin, and with remote code where the plugin is not installed."""
+"""A saved folder is a model of the Auto classes: with the plugin, and by remote code without it."""
 
 import json
 import os

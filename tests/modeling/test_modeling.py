@@ -371,7 +371,7 @@ def test_hashed_embedding():
     counts = torch.bincount((vectors[:, :4, None] == table.weight[:1_000].T).all(1).int().argmax(1), minlength=1_000)
     assert counts.max() < 15  # 3 on average: evenly spread
     assert not table(torch.tensor([0])).any()
-    with pytest.raises(ValueError, match="hash_functions=3 must .* divide hidden size 8"):
+    with pytest.raises(ValueError, match=r"hash_functions=3 must .* divide hidden size 8"):
         HashedEmbedding(8, functions=3, rows=10)
 
 
@@ -433,7 +433,7 @@ def test_bad_checkpoints(model, tmp_path):
     with pytest.raises(ValueError, match=r"lacks 1 of the weights .*'outcome_head.up_proj.weight'.*another model's"):
         PinRecModel.from_pretrained(tmp_path / "good")
     weights.unlink()
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         PinRecModel.from_pretrained(tmp_path / "good")
 
     bert = BertModel(

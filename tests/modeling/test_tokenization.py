@@ -330,7 +330,7 @@ def test_request_features():
     assert row["features"].tolist() == codes[:, 0].tolist()
     (row,) = make_tokenizer().encode([{"item_id": ["a"], "outcomes": [["save"]], "request_features": [["device=ios"]]}])
     assert row["features"].tolist() == [0]
-    with pytest.raises(ValueError, match="6 request_features, of which 5 fit.*join"):
+    with pytest.raises(ValueError, match=r"6 request_features, of which 5 fit.*join"):
         tok([{}], request_features=list("abcdef"))
     for bad in (["a", 3], [["a"], "device=ios"]):
         with pytest.raises(ValueError, match="no list of strings"):

@@ -22,7 +22,8 @@ QUIET = {"item_id_dropout": 0.0, "outcome_dropout": 0.0, "dropout": 0.0}
 
 def arguments(tiny_data: Path, output: Path, **changes: object) -> list[str]:
     values = {
-        "data": tiny_data, "output_dir": output, "preset": "tiny", "use_cpu": True, "disable_tqdm": True, "max_steps": 12,
+        "data": tiny_data, "output_dir": output, "preset": "tiny", "use_cpu": True,
+        "disable_tqdm": True, "max_steps": 12,
         "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps",
         "save_steps": 3, "logging_steps": 1, **changes,
     }  # fmt: skip

@@ -676,7 +676,8 @@ class PinRecModel(PinRecPreTrainedModel):
 
     def _loss(
         self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, times: Tensor, items: Tensor,
-        item_ids: Tensor, event_items: Tensor, availability: Tensor | None, frequencies: Tensor | None, negative_counts: Tensor | None,
+        item_ids: Tensor, event_items: Tensor, availability: Tensor | None,
+        frequencies: Tensor | None, negative_counts: Tensor | None,
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:  # fmt: skip
         valid = labels >= 0

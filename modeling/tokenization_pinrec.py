@@ -524,7 +524,8 @@ def _times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:
         right = (given >= 0) & (given < LATEST) if given.dtype.kind in "iuf" else np.zeros(len(given), bool)
         if not right.all():  # NaN is not right either
             raise ValueError(
-                f"{what} {owner[known][~right][0]} has the timestamp {given[~right].tolist()[0]!r}, which is no number of "
+                f"{what} {owner[known][~right][0]} has the timestamp "
+                f"{given[~right].tolist()[0]!r}, which is no number of "
                 "seconds "
                 f"since epoch (UTC) below {LATEST}; an unknown time is None"
             )

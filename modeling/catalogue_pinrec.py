@@ -330,7 +330,7 @@ class Catalogue:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "arrays" in state:
-            self.__init__(state["arrays"], state["fingerprint"])
+            self.__init__(state["arrays"], state["fingerprint"])  # type: ignore[misc]
             return
         opened = Catalogue.open(state["path"])
         if opened.fingerprint != state["fingerprint"]:

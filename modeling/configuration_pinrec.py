@@ -137,7 +137,7 @@ class PinRecConfig(PreTrainedConfig):
     @property
     def positive_outcomes(self) -> list[str]:
         """The outcomes that can be a target, in the order of their codes."""
-        return [name for name in self.outcomes if name not in self.negative_outcomes]
+        return [name for name in self.outcomes or [] if name not in (self.negative_outcomes or [])]
 
     @property
     def embedding_size(self) -> int:
@@ -178,8 +178,8 @@ class PinRecConfig(PreTrainedConfig):
             names = getattr(self, field) or []
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} names something twice: {names}")
-        if len(self.outcomes or []) > 62:
-            raise ValueError(f"{len(self.outcomes)} outcomes: an event's set of outcomes has room for 62")
+        if (count := len(self.outcomes or [])) > 62:
+            raise ValueError(f"{count} outcomes: an event's set of outcomes has room for 62")
         if stray := sorted(set(self.negative_outcomes or []) - set(self.outcomes or [])):
             raise ValueError(f"negative_outcomes {stray} are not among the outcomes {self.outcomes}")
         if not (self.item_id_embedding or self.content_size or self.feature_buckets) and self.num_items:

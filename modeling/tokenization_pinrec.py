@@ -250,7 +250,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
 
     # -- codes to tensors ----------------------------------------------------------------------------------------
 
-    def pad(
+    def pad(  # type: ignore[override]  # takes rows of events, not of token ids
         self, encoded_inputs: Sequence[EncodedRow], extra_items: np.ndarray | None = None, **kwargs
     ) -> BatchEncoding:
         """Encoded rows, each cut to its most recent events that fit, to a padded batch.
@@ -330,8 +330,9 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
 
     def _query_vectors(self, hashes: np.ndarray) -> np.ndarray:
         vectors = np.zeros((len(hashes), self.query_size), np.float32)
-        known = self.query_catalogue.rows_of_hashes(hashes)
-        vectors[known >= 0] = self.query_catalogue.vectors(known[known >= 0])
+        if self.query_catalogue is not None:
+            known = self.query_catalogue.rows_of_hashes(hashes)
+            vectors[known >= 0] = self.query_catalogue.vectors(known[known >= 0])
         return vectors
 
     def __call__(
@@ -454,7 +455,7 @@ class PinRecTokenizer(PreTrainedTokenizerBase):
             f"negative_outcomes={self.negative_outcomes}, model_max_length={self.model_max_length})"
         )
 
-    def decode(self, token_ids: Any, **kwargs) -> list[Any]:
+    def decode(self, token_ids: Any, **kwargs) -> list[Any]:  # type: ignore[override]  # ids, not text
         """Item codes back to item ids; `None` for none and unknown."""
         codes = np.atleast_1d(np.asarray(token_ids, np.int64))
         real = codes >= FIRST_ITEM

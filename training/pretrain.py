@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
 from pinrec_hf.data.collator import PretrainingCollator
@@ -117,7 +116,7 @@ def train(
     )
     hide_time = data_args.time_dropout >= 1
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: PinRecModel) -> dict[str, float]:
         ranker = ModelRanker(model, run.tokenizer, hide_time=hide_time)
         result = evaluate(ranker, requests, run.tokenizer.catalogue, resamples=100, progress=False)
         return {
@@ -140,7 +139,9 @@ def train(
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, ModelArguments, PinRecTrainingArguments))
+    # DataClassType is a NewType that no class is of
+    classes: Any = (DataArguments, ModelArguments, PinRecTrainingArguments)
+    parser = HfArgumentParser(classes)
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
         data_args, model_args, training_args = parser.parse_yaml_file(sys.argv[1])
     else:

@@ -11,6 +11,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pinrec_hf.data.windows import LengthGroupedSampler
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.training.arguments import PinRecTrainingArguments
 
 COMPLETE = "complete"
 """Name of the empty file that is written last into a checkpoint: without it, a kill came in between."""
@@ -28,16 +30,18 @@ def newest_checkpoint(output_dir: str | Path) -> str | None:
 class PinRecTrainer(Trainer):
     """
     Args:
-        validate (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*): metrics of the model on validation
+        validate (`Callable[[PinRecModel], dict[str, float]]`, *optional*): metrics of the model on validation
             requests, e.g. `{"recall@10": 0.1}`.
     """
 
-    def __init__(self, *args, validate: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs) -> None:
+    args: PinRecTrainingArguments
+
+    def __init__(self, *args, validate: Callable[[PinRecModel], dict[str, float]] | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.validate = validate
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         # the batch of all processes and accumulated steps, so that how they share it does not change what is in it
         whole = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(dataset.lengths, whole, self.args.seed)

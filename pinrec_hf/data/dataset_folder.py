@@ -53,7 +53,7 @@ def build_query_catalogue(data: str | Path) -> Catalogue | None:
     return Catalogue.build(table["query"], vectors=table["embedding"])
 
 
-def build_tokenizer(data: str | Path, model_max_length: int = 256, **options: bool) -> PinRecTokenizer:
+def build_tokenizer(data: str | Path, model_max_length: int = 256, **options: Any) -> PinRecTokenizer:
     """A tokenizer with the folder's vocabulary (fitted on train) and catalogue; `options` are `PinRecTokenizer`'s."""
     metadata = read_metadata(data)
     return PinRecTokenizer(

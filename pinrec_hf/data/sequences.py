@@ -1,4 +1,4 @@
-"""From checked log rows to one row a user: Ibis expressions only, the same on DuckDB and Spark.
+"""From checked log rows to one row a user: Ibis expressions only, which compile for DuckDB and Spark alike.
 
     rows -> no duplicates -> late outcomes apart -> feed views numbered -> in order -> one row a user -> cut
 

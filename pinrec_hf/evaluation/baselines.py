@@ -10,7 +10,9 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from pinrec_hf.modeling.configuration_pinrec import QUERY_EVENT, PinRecConfig
-from pinrec_hf.modeling.modeling_pinrec import PinRecMLP, PinRecModel, PinRecRMSNorm
+from pinrec_hf.modeling.embedding_pinrec import PinRecRMSNorm
+from pinrec_hf.modeling.layers_pinrec import PinRecMLP
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 
 SASREC_FIELDS: dict[str, Any] = {"signals": [], "pooled_history": False}
 """Config fields that make PinRec a SASRec (arXiv 1808.09781): items and their order, nothing else."""

@@ -41,8 +41,8 @@ def encode_items(
     parts = []
     for start in tqdm(range(0, len(rows), batch_size), desc="Encoding items", disable=len(rows) <= batch_size):
         table = tokenizer.item_table(rows[start : start + batch_size] + FIRST_ITEM)
-        table = {name: torch.from_numpy(value).to(model.device) for name, value in table.items()}
-        parts.append(model.get_item_features(**table).float().cpu().numpy())
+        tensors = {name: torch.from_numpy(value).to(model.device) for name, value in table.items()}
+        parts.append(model.get_item_features(**tensors).float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -73,7 +73,7 @@ def encode_requests(
     for start in range(0, len(requests), batch_size):
         chosen = order[start : start + batch_size]
         part = [requests[i] for i in chosen]
-        fields = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
+        fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
         batch = tokenizer([request["history"] for request in part], **fields)
         for name in {"target_positions", "target_surfaces", "target_timestamps", "target_features"} & set(batch):
             batch[name] = batch[name].expand(-1, len(codes))

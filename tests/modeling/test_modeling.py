@@ -223,6 +223,16 @@ def test_export(model, tokenizer, requests_example):
     assert close(program.module()(**batch)["embeddings"], model(**batch).embeddings)
 
 
+@torch.no_grad()
+def test_a_batch_without_queries_needs_no_table_of_them(model, tokenizer):
+    batch = tokenizer([{"item_id": ["p1", "p2"], "outcomes": [["save"]] * 2}])
+    table = [batch.pop(name, None) for name in ("query_hashes", "query_vectors")]
+    expected = model(**batch).embeddings
+    if table[0] is not None:
+        assert close(model(**batch, query_hashes=table[0], query_vectors=table[1]).embeddings, expected)
+    assert not model.get_query_features(torch.tensor([0]), torch.zeros(1, 6)).any()
+
+
 # -- what it may see ---------------------------------------------------------------------------------------------
 
 

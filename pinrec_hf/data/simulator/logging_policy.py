@@ -159,7 +159,7 @@ class LoggingPolicy:
 
     def _anchors(self, state: UserState, requests: Requests) -> list[tuple[np.ndarray, np.ndarray]]:
         """(item row, share) of every item whose neighbours are asked for; a missing one hands its share on."""
-        own = (requests.surface != 2) if not self.world.parameters.identical_surfaces else np.True_
+        own = (requests.surface != 2) | self.world.parameters.identical_surfaces
         shares = np.array(self.world.parameters.anchor_shares)
         there = np.arange(len(shares)) < state.liked.count[:, None]
         share = there * shares / np.maximum((there * shares).sum(axis=1, keepdims=True), 1e-9)

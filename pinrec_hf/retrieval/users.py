@@ -15,7 +15,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pinrec_hf.data.dataset_folder import read_metadata
-from pinrec_hf.modeling.tokenization_pinrec import HISTORY_COLUMNS, PinRecTokenizer
+from pinrec_hf.modeling.events_pinrec import HISTORY_COLUMNS
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 
 REQUEST_COLUMNS = (
     "surface",

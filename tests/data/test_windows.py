@@ -12,7 +12,7 @@ from pinrec_hf.data.collator import IGNORED_LABEL, PretrainingCollator
 from pinrec_hf.data.dataset_folder import build_tokenizer
 from pinrec_hf.data.windows import LengthGroupedSampler, SequenceDataset, encode_split
 from pinrec_hf.modeling.configuration_pinrec import ITEM_EVENT
-from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS
+from pinrec_hf.modeling.events_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS
 
 FEATURES = datasets.Features(
     {name: datasets.List(datasets.Value(np.dtype(t).name)) for name, t in EVENT_COLUMNS.items()}

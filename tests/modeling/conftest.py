@@ -6,7 +6,7 @@ import pytest
 from transformers import BatchEncoding
 
 from pinrec_hf.data.collator import PretrainingCollator
-from pinrec_hf.modeling.tokenization_pinrec import HISTORY_COLUMNS
+from pinrec_hf.modeling.events_pinrec import HISTORY_COLUMNS
 
 
 @pytest.fixture(scope="session")

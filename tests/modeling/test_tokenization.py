@@ -20,7 +20,8 @@ from pinrec_hf.modeling.configuration_pinrec import (
     SUBJECT_EVENT,
     UNKNOWN_ITEM,
 )
-from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, PinRecTokenizer
+from pinrec_hf.modeling.events_pinrec import EVENT_COLUMNS
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 
 IDS = ["a", "b", "with space", 'quo"te', "new\nline", "emoji 🛋️", "日本", ""]
 NOW = 1_700_000_000

@@ -72,6 +72,27 @@ def members(item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
     return torch.cat(found, dim=1)
 
 
+def places_of_hard(hard: Tensor, item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
+    """Where the pool holds each position's hard negatives.
+
+    Args:
+        hard (`torch.LongTensor` of shape `(positions, n)`): rows of this process's pool.
+        item_ids (`torch.LongTensor`): ids of this process's pool. pool_ids, part: see `members`.
+
+    Returns:
+        `torch.LongTensor` of shape `(positions, copies, n)`: first the place in this process's part, then those of
+        the same item in the others'.
+    """
+    if len(pool_ids) == part:
+        return hard[:, None]
+    own, ids = hard + part * dist.get_rank(), item_ids[hard]
+    copies = [own]
+    for number, part_ids in enumerate(pool_ids.split(part)):
+        place = torch.searchsorted(part_ids, ids).clamp(max=part - 1)
+        copies.append((place + number * part).where(part_ids[place] == ids, own))
+    return torch.stack(copies, 1)
+
+
 def _excluded(own: Tensor, row: Tensor, times: Tensor, availability: Tensor | None) -> Tensor:
     """`(positions, pool)`: which items are no negatives of which position."""
     excluded = own[row]
@@ -80,6 +101,14 @@ def _excluded(own: Tensor, row: Tensor, times: Tensor, availability: Tensor | No
         live = (availability[:, 0] <= at) & (at < availability[:, 1])
         excluded = excluded | (~live & (at >= 0))
     return excluded
+
+
+def _logits(queries: Tensor, pool: Tensor, log_weights: Tensor, hard: Tensor | None) -> Tensor:
+    """`(positions, pool)`: corrected scores; a position's own hard negatives are there once, uncorrected."""
+    if hard is not None:
+        log_weights = log_weights.expand(len(hard), -1).scatter(1, hard.flatten(1), float("-inf"))
+        log_weights = log_weights.scatter(1, hard[:, 0], 0.0)
+    return torch.addmm(log_weights, queries, pool.T)
 
 
 class _WeightedSoftmax(torch.autograd.Function):
@@ -92,7 +121,7 @@ class _WeightedSoftmax(torch.autograd.Function):
     BLOCK = 256
 
     @staticmethod
-    def forward(ctx, queries, positives, pool, log_weights, own, row, times, availability, weights) -> Tensor:
+    def forward(ctx, queries, positives, pool, log_weights, own, row, times, availability, weights, hard) -> Tensor:
         grad_queries, grad_pool = torch.zeros_like(queries), torch.zeros_like(pool)
         positive_logits = (queries * positives).sum(-1)
         pull = torch.empty_like(positive_logits)
@@ -100,7 +129,8 @@ class _WeightedSoftmax(torch.autograd.Function):
         for start in range(0, len(queries), _WeightedSoftmax.BLOCK):
             block = slice(start, start + _WeightedSoftmax.BLOCK)
             excluded = _excluded(own, row[block], times[block], availability)
-            logits = torch.addmm(log_weights, queries[block], pool.T).masked_fill_(excluded, float("-inf"))
+            logits = _logits(queries[block], pool, log_weights, None if hard is None else hard[block])
+            logits.masked_fill_(excluded, float("-inf"))
             positive = positive_logits[block]
             top = torch.maximum(logits.amax(1), positive)
             logits.sub_(top[:, None]).exp_()
@@ -116,7 +146,7 @@ class _WeightedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None, None
+        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None, None, None
 
 
 def sampled_softmax_loss(
@@ -129,6 +159,7 @@ def sampled_softmax_loss(
     times: Tensor,
     availability: Tensor | None,
     weights: Tensor,
+    hard: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum over positions of -log softmax of the target against a weighted pool.
 
@@ -144,6 +175,10 @@ def sampled_softmax_loss(
         availability (`torch.LongTensor` of shape `(pool, 2)`, *optional*): an item is a negative from, until
             (exclusive); of a request at an unknown time, always.
         weights (`torch.FloatTensor` of shape `(positions,)`)
+        hard (`torch.LongTensor` of shape `(positions, copies, n)`, *optional*): places in the pool of items that are
+            negatives of this position alone, such as what was shown beside the target and ignored. They count once,
+            at the first place and with weight 1 (no draw brought them, so there is no Q); `own` and `availability`
+            mask them too.
 
     Returns:
         `torch.FloatTensor` of shape `()`, float32 (float64 if the queries are).
@@ -154,9 +189,11 @@ def sampled_softmax_loss(
             tensor.to(dtype) for tensor in (queries, positives, pool, log_weights, weights)
         )
         if not torch.compiler.is_compiling():
-            return _WeightedSoftmax.apply(queries, positives, pool, log_weights, own, row, times, availability, weights)
+            return _WeightedSoftmax.apply(
+                queries, positives, pool, log_weights, own, row, times, availability, weights, hard
+            )
         # a compiler makes its own blocks, and can't follow a loop over a number of positions that it doesn't know
-        logits = torch.addmm(log_weights, queries, pool.T)
+        logits = _logits(queries, pool, log_weights, hard)
         logits = logits.masked_fill(_excluded(own, row, times, availability), float("-inf"))
         positive = (queries * positives).sum(-1)
         top = torch.maximum(logits.amax(1), positive).detach()

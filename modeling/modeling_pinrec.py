@@ -31,7 +31,7 @@ from .configuration_pinrec import (
 )
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
 from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
-from .loss_pinrec import gather_pool, members, sampled_softmax_loss
+from .loss_pinrec import gather_pool, members, places_of_hard, sampled_softmax_loss
 
 
 @dataclass
@@ -218,6 +218,7 @@ class PinRecModel(PinRecPreTrainedModel):
         label_weights: Tensor | None = None,
         label_timestamps: Tensor | None = None,
         negative_counts: Tensor | None = None,
+        hard_negatives: Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -253,6 +254,8 @@ class PinRecModel(PinRecPreTrainedModel):
                 where `target_timestamps` hides it: only items live then are negatives; -1 unknown.
             negative_counts (`torch.FloatTensor` of shape `(items,)`, *optional*): how often each item of the table
                 was drawn uniformly as a negative.
+            hard_negatives (`torch.LongTensor` of shape `(batch, targets, n)`, *optional*): rows in the item table of
+                each target's own negatives, such as what was shown beside it and ignored; padded with its label.
         """
         items = self.get_item_features(item_ids, item_vectors, item_features, item_hashes)
         content = items[event_items][..., : self.config.hidden_size]
@@ -284,7 +287,7 @@ class PinRecModel(PinRecPreTrainedModel):
                 times = target_timestamps if label_timestamps is None else label_timestamps
                 loss = self._loss(
                     embeddings, labels, label_weights, times, items, item_ids, event_items,
-                    item_availability, item_frequencies, negative_counts, num_items_in_batch,
+                    item_availability, item_frequencies, negative_counts, num_items_in_batch, hard_negatives,
                 )  # fmt: skip
         return PinRecModelOutput(loss=loss, embeddings=embeddings, last_hidden_state=hidden_states, cache=cache)
 
@@ -327,7 +330,7 @@ class PinRecModel(PinRecPreTrainedModel):
         self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, times: Tensor, items: Tensor,
         item_ids: Tensor, event_items: Tensor, availability: Tensor | None,
         frequencies: Tensor | None, negative_counts: Tensor | None,
-        num_items_in_batch: Tensor | int | None,
+        num_items_in_batch: Tensor | int | None, hard_negatives: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         valid = labels >= 0
         safe = labels.where(valid, 0)
@@ -356,9 +359,10 @@ class PinRecModel(PinRecPreTrainedModel):
             log_weights = log_weights.masked_fill(expected == 0, float("-inf"))
         log_weights = log_weights.masked_fill(pool_ids < FIRST_ITEM, float("-inf"))
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[valid]
+        hard = None if hard_negatives is None else places_of_hard(hard_negatives[valid], item_ids, pool_ids, part)
         loss = sampled_softmax_loss(
             queries, items[targets], pool, log_weights, members(own, pool_ids, part), row, times[valid], availability,
-            weights,
+            weights, hard,
         )  # fmt: skip
         return loss / (valid.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 

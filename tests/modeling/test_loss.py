@@ -10,22 +10,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, PinRecConfig
-from pinrec_hf.modeling.loss_pinrec import _WeightedSoftmax, gather_pool, members, sampled_softmax_loss
+from pinrec_hf.modeling.loss_pinrec import _WeightedSoftmax, gather_pool, members, places_of_hard, sampled_softmax_loss
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 
 NUM_ITEMS = 50
 ALWAYS = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
 
-def plain_loss(queries, positives, pool, log_weights, own, row, times, availability, weights):
+def plain_loss(queries, positives, pool, log_weights, own, row, times, availability, weights, hard=None):
     """The definition, a position at a time."""
     total = 0.0
     for p in range(len(queries)):
         logits = [queries[p] @ positives[p]]
         for j in range(len(pool)):
             dead = availability is not None and not availability[j, 0] <= times[p] < availability[j, 1]
-            if not own[row[p], j] and not (dead and times[p] >= 0) and log_weights[j] > -torch.inf:
-                logits.append(queries[p] @ pool[j] + log_weights[j])
+            log_weight = 0 if hard is not None and j in hard[p, 0] else log_weights[j]
+            if not own[row[p], j] and not (dead and times[p] >= 0) and log_weight > -torch.inf:
+                logits.append(queries[p] @ pool[j] + log_weight)
         total = total + weights[p] * (torch.stack(logits).logsumexp(0) - logits[0])
     return total
 
@@ -54,12 +55,15 @@ def example(positions: int, pool: int, dtype: torch.dtype = torch.float64, rows:
 @pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("with_availability", [True, False])
-def test_value_and_gradients(monkeypatch, compiling, dtype, tolerance, with_availability):
+@pytest.mark.parametrize("num_hard", [None, 0, 4])
+def test_value_and_gradients(monkeypatch, compiling, dtype, tolerance, with_availability, num_hard):
     monkeypatch.setattr(_WeightedSoftmax, "BLOCK", 7)  # 20 positions: two whole blocks and a part
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     given = example(20, 12, dtype)
     if not with_availability:
         given["availability"] = None
+    if num_hard is not None:  # among them items drawn anyway, undrawn, a row's own, not live, and repeated ones
+        given["hard"] = torch.randint(12, (20, 1, num_hard), generator=torch.Generator().manual_seed(1))
     inputs = [given[name] for name in ("queries", "positives", "pool")]
     loss, expected = sampled_softmax_loss(**given), plain_loss(**given)
     assert loss.dtype == dtype
@@ -110,6 +114,18 @@ def test_members():
     assert members(own, pool, part=4).int().tolist() == [[0, 0, 1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0, 0, 0]]
 
 
+def test_places_of_hard(monkeypatch):
+    pool = torch.tensor([0, 1, 4, 9, 0, 1, 9, 2**63 - 1])
+    rows = torch.tensor([[2, 1], [1, 2]])
+    assert places_of_hard(rows, pool[:4], pool[:4], 4).tolist() == [[[2, 1]], [[1, 2]]]
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    # of the second process, whose items 9 and 1 the first process holds too
+    assert places_of_hard(rows, pool[4:7], pool, 4).tolist() == [
+        [[6, 5], [3, 1], [6, 5]],
+        [[5, 6], [1, 3], [5, 6]],
+    ]
+
+
 def test_one_process_gathers_nothing():
     ids, table = torch.arange(3), torch.ones(3, 2)
     part, same_ids, (same,) = gather_pool(ids, table)
@@ -144,13 +160,13 @@ class Batch:
         self.items = torch.randn(NUM_ITEMS + FIRST_ITEM, 9, generator=fixed) * scale
         self.embeddings = torch.randn(rows, targets, 9, generator=torch.Generator().manual_seed(seed))
         self.times = torch.full((rows, targets), -1)
-        self.availability = None
+        self.availability = self.hard = None
 
     def loss(self, model: PinRecModel, softmax: str = "sampled") -> torch.Tensor:
         model.config.softmax = softmax
         return model._loss(
             self.embeddings, self.labels, None, self.times, self.items, self.item_ids, self.event_items,
-            self.availability, self.frequencies, self.negative_counts, None,
+            self.availability, self.frequencies, self.negative_counts, None, self.hard,
         )  # fmt: skip
 
 
@@ -253,6 +269,38 @@ def test_items_that_were_not_live_are_no_negatives(loss_model, softmax):
     assert batch.loss(loss_model, softmax) > late + 20
 
 
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_hard_negatives_serve_their_own_position(loss_model, softmax):
+    """Undrawn items, once each and uncorrected; another position, even of the same row, sees none of them."""
+    batch = Batch(rows=3, targets=2)
+    batch.labels[:] = torch.tensor([[10, 11], [12, 13], [14, 15]])
+    batch.event_items[:] = torch.tensor([20, 20, 0])
+    without = batch.loss(loss_model, softmax)
+    batch.hard = batch.labels[..., None].repeat(1, 1, 3)
+    assert batch.loss(loss_model, softmax) == without  # padding
+    batch.hard[1, 0] = torch.tensor([30, 31, 30])
+    batch.hard[1, 1, 0] = 20  # acted on by this user: no negative
+    loss = batch.loss(loss_model, softmax)
+    if softmax == "full":  # they are in it already, as negatives that count once
+        assert loss == without
+        return
+    items, query = batch.items, batch.embeddings[1, 0]
+    expected = 6 * batch.frequencies
+    drawn = [10, 11, 14, 15]  # not 12 and 13, the row's own
+    normaliser = items[12] @ query, *(items[i] @ query - expected[i].log() for i in drawn)
+    harder = *normaliser, items[30] @ query, items[31] @ query
+    added = torch.stack(harder).logsumexp(0) - torch.stack(normaliser).logsumexp(0)
+    assert (loss - without).item() == pytest.approx(added.item() / 6, rel=1e-3)
+
+
+def test_hard_negatives_do_not_bias_the_rest(loss_model):
+    """With every item as a hard negative of each position, the sampled loss is the full one for every pool."""
+    for seed in range(5):
+        batch = Batch(rows=8, targets=2, uniform=6, seed=seed)
+        batch.hard = torch.arange(FIRST_ITEM, NUM_ITEMS + FIRST_ITEM).expand(8, 2, -1)
+        assert batch.loss(loss_model).item() == pytest.approx(batch.loss(loss_model, "full").item(), rel=1e-5)
+
+
 def test_an_empty_pool_and_items_that_are_no_targets(loss_model):
     batch = Batch(rows=1)
     assert batch.loss(loss_model) == 0  # the only draw is the user's own
@@ -291,6 +339,13 @@ def test_hidden_times_still_decide_what_was_live(make_model, collator, windows):
 # -- two processes -----------------------------------------------------------------------------------------------
 
 
+def shared_hard_negatives(batch: dict, shared: torch.Tensor) -> torch.Tensor:
+    """Three items that both processes' pools hold, others for each label: which depends on the label's id alone."""
+    ids, own = batch["item_ids"], batch["labels"].clamp(min=0)
+    wanted = shared[(ids[own][..., None] + torch.arange(3)) % len(shared)]
+    return torch.searchsorted(ids, wanted)
+
+
 def gradient_of(model: PinRecModel, batch: dict, targets: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     loss = model(**batch, num_items_in_batch=targets).loss
     loss.backward()
@@ -314,6 +369,11 @@ def test_two_processes_equal_one_on_both_batches(make_model, collator, windows):
     halves = [dict(collator(part)) for part in (windows[:2], windows[2:])]
     assert len(halves[0]["item_ids"]) != len(halves[1]["item_ids"])
     whole = dict(collator(windows))
+    first, second = (half["item_ids"] for half in halves)
+    shared = first[torch.isin(first, second) & (first >= FIRST_ITEM)]
+    assert len(shared) > 5
+    for batch in (*halves, whole):  # their copies in the other process's part must not count besides
+        batch["hard_negatives"] = shared_hard_negatives(batch, shared)
     targets = int((whole["labels"] >= 0).sum())
     loss, grads = gradient_of(copy.deepcopy(model), whole, targets)
     results = torch.zeros(1 + sum(grad.numel() for grad in grads)).share_memory_()

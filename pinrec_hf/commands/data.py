@@ -92,6 +92,9 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--test-end", help="(default: the end of the log)")
     parser.add_argument("--leave-one-out", action="store_true", help="each user's last two events instead of days")
     parser.add_argument(
+        "--num-targets", type=int, default=1, help="leave-one-out: a user's events in test (default: %(default)s)"
+    )
+    parser.add_argument(
         "--view-gap-minutes", type=float, default=30, help="a longer gap ends a feed view (default: %(default)s)"
     )
     parser.add_argument("--strict", action="store_true", help="refuse what is otherwise dropped and counted")
@@ -107,7 +110,7 @@ def prepare(args: argparse.Namespace) -> None:
 
         if args.folder is None:
             raise ValueError("--public needs --folder, where its files are")
-        report = prepare_public(args.public, args.folder, args.output_dir)
+        report = prepare_public(args.public, args.folder, args.output_dir, num_targets=args.num_targets)
     else:
         from pinrec_hf.data.prepare import prepare as prepare_log
 
@@ -123,6 +126,7 @@ def prepare(args: argparse.Namespace) -> None:
             test_start=args.test_start,
             test_end=args.test_end,
             leave_one_out=args.leave_one_out,
+            num_targets=args.num_targets,
             view_gap_minutes=args.view_gap_minutes,
             strict=args.strict,
             name=args.name,

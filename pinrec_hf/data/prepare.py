@@ -59,6 +59,7 @@ def prepare(
     test_start: Time | None = None,
     test_end: Time | None = None,
     leave_one_out: bool = False,
+    num_targets: int = 1,
     view_gap_minutes: float = 30,
     strict: bool = False,
     name: str | None = None,
@@ -75,7 +76,7 @@ def prepare(
         negative_outcomes: outcomes that are no success (`hide`): inputs, never targets.
         validation_start, test_start, test_end: seconds since epoch or ISO 8601, UTC unless it says otherwise.
             By default the last day of the log is test and the day before it validation.
-        leave_one_out: instead, each user's last event is test and the one before it validation.
+        leave_one_out: instead, each user's last `num_targets` events are test and as many before them validation.
         view_gap_minutes: without `request_id`, a longer gap ends a feed view.
         strict: refuse what is otherwise dropped and counted.
         name, license: of the dataset, kept in metadata.json.
@@ -112,6 +113,7 @@ def prepare(
                 test_start=test_start,
                 test_end=test_end,
                 leave_one_out=leave_one_out,
+                num_targets=num_targets,
             )
             _check_negative_outcomes(checked.rows, negative_outcomes)
             sizes: dict[str, int | None] = {"items": None, "queries": None}

@@ -36,13 +36,16 @@ PUBLIC_SETS = {
 }
 
 
-def prepare_public(name: str, folder: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> Report:
+def prepare_public(
+    name: str, folder: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, num_targets: int = 1
+) -> Report:
     """Load a public set and write its sequences dataset.
 
     Args:
         name: a key of `PUBLIC_SETS`.
         folder: where its files are (see its loader).
         output_dir: a new folder.
+        num_targets: of sets that are cut leave-one-out: events of a user that are test (see `prepare`).
 
     Raises:
         ValueError: no such name.
@@ -55,4 +58,5 @@ def prepare_public(name: str, folder: str | os.PathLike[str], output_dir: str | 
     if name == "trivago" and (Path(folder) / "events.parquet").exists():
         options |= TRIVAGO_SPLIT
     log, items = public.load(folder)
-    return prepare(log, items=items, output_dir=output_dir, name=name, license=public.license, **options)
+    options |= {"name": name, "license": public.license, "num_targets": num_targets}
+    return prepare(log, items=items, output_dir=output_dir, **options)

@@ -141,8 +141,8 @@ def collect(events: ir.Table, split: Split) -> ir.Table:
         num_events=events.count(),
     )
     if split.kind == "leave_one_out":
-        enough = users.num_events >= 3
-        held_out = {"train": 2, "validation": 1, "test": 0}
+        enough = users.num_events > 2 * split.num_targets
+        held_out = {"train": 2 * split.num_targets, "validation": split.num_targets, "test": 0}
         users = users.mutate(**{name: users.num_events - ibis.ifelse(enough, n, 0) for name, n in held_out.items()})
     # collect, then sort: Spark has no ordered collect. `seq` leads the struct and is unique.
     users = users.mutate(events=users.events.sort(), hash=user_hash(users.user_id))

@@ -47,7 +47,8 @@ class Evaluation:
 
     Attributes:
         name: the system's name in tables and plots. split: the split. ks: depths of the lists.
-        metrics: overall figures by name, such as `recall@10`, `ndcg@10`, `mrr@10`, `tail_share@10`.
+        metrics: overall figures by name, such as `recall@10` (a mean over targets), `user_recall@10` (over users),
+            `ndcg@10`, `mrr@10`, `tail_share@10`.
         groups: recall by kind of group (`surface`, `outcome`, `surface, outcome`, `history length`, `item
             popularity`), group and metric. A target with several outcomes counts in the group of each.
         coverage: number of distinct items in all lists of each depth.
@@ -261,6 +262,10 @@ def _user_sums(evaluation: Evaluation) -> _Sums:
             for metric, ranks in ranked.items():
                 hits = is_hit(ranks, k)[members].astype(np.float64)
                 add((kind, group, f"{metric}@{k}"), user[members], hits)
+    for k in evaluation.ks:  # every user the same, however many targets
+        hits = is_hit(evaluation.rank_of_target, k)
+        share = np.bincount(user, hits, minlength=len(users)) / np.bincount(user, minlength=len(users))
+        add(("", "", f"user_recall@{k}"), np.arange(len(users)), share)
     k = evaluation.ks[0]
     for metric, function in (("ndcg", ndcg_at_k), ("mrr", mrr_at_k)):
         scores = function(evaluation.rank_of_target, requests.request_index, k, len(requests))

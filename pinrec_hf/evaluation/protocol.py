@@ -161,8 +161,8 @@ def requests_from_rows(
     """Requests and targets of rows of a sequences dataset.
 
     Targets of one user that share their time, surface, query, context item and request features share a
-    request. Where the target lacks a query or context item, the last query event of its feed view, up to its
-    time, gives it.
+    request; under leave-one-out all of a user's do, at the time and in the context of the first. Where the
+    target lacks a query or context item, the last query event of its feed view, up to its time, gives it.
 
     Args:
         rows: the columns of a sequences dataset, any rows of it.
@@ -178,16 +178,19 @@ def requests_from_rows(
     """
     events = flatten_events(rows, catalogue, negative_outcomes)
     targets, dropped = _targets(events, leave_one_out)
-    end = _history_end(events, targets, leave_one_out, history_lag)
+    asking = targets  # whose moment and context the request has
+    if leave_one_out:  # the first of a user's next N asks for all of them
+        asking = targets[np.searchsorted(events.user[targets], events.user[targets])]
+    end = _history_end(events, asking, leave_one_out, history_lag)
 
-    keys = [events.user[targets], np.unique(events.time, return_inverse=True)[1][targets], end]
+    keys = [events.user[targets], np.unique(events.time, return_inverse=True)[1][asking], end]
     values: dict[str, list[Any]] = {}
     for name in ("surface", "query", "context_item_id", "request_features"):
         if name in events.columns:
-            source = targets
+            source = asking
             column = events.columns[name]
             if name in ("query", "context_item_id"):
-                source = _asked(events, targets, column)
+                source = _asked(events, asking, column)
             taken = column.take(pa.array(source, mask=source < 0))
             if name == "request_features":
                 taken = pc.binary_join(taken, "\x00")  # lists have no dictionary encoding
@@ -198,7 +201,7 @@ def requests_from_rows(
     fields: dict[str, list[Any]] = {
         "user_id": rows.column("user_id").take(pa.array(distinct[:, 0])).to_pylist(),
         "surface": [],
-        "timestamp": [None if time == UNKNOWN_TIME else time for time in events.time[targets][first].tolist()],
+        "timestamp": [None if time == UNKNOWN_TIME else time for time in events.time[asking][first].tolist()],
     }
     if surfaces is not None:
         values["surface"] = [name if name in surfaces else None for name in values["surface"]]

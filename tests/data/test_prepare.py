@@ -134,6 +134,20 @@ def test_leave_one_out(out):
     assert [read(out, split)["a"]["target_start"] for split in ("train", "validation", "test")] == [0, 2, 3]
 
 
+def test_leave_one_out_of_several_targets(out):
+    events = [("a", str(i), "home", i, ["save"]) for i in range(6)]
+    events += [("b", str(i), "home", i, ["save"]) for i in range(4)]
+    run(out, events, leave_one_out=True, num_targets=2)
+    rows = {split: read(out, split) for split in ("train", "validation", "test")}
+    assert {split: set(found) for split, found in rows.items()} == {
+        "train": {"a", "b", "z"}, "validation": {"a"}, "test": {"a"},  # b and z are too short
+    }  # fmt: skip
+    assert [len(rows[split]["a"]["item_id"]) for split in rows] == [2, 4, 6]
+    assert [rows[split]["a"]["target_start"] for split in rows] == [0, 2, 4]
+    assert len(rows["train"]["b"]["item_id"]) == 4
+    assert json.loads((out / "metadata.json").read_text())["split"] == {"kind": "leave_one_out", "num_targets": 2}
+
+
 def test_order_is_time_then_order_then_position_then_item(out):
     events = [
         ("a", "late", "home", 9, []),

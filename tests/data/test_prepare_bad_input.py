@@ -142,7 +142,10 @@ def test_windows(out):
     refuse(out, "test_start='tomorrow' is neither", test_start="tomorrow")
     refuse(out, "leave_one_out takes no times", test_start=T0, leave_one_out=True)
     refuse(out, "no event has a known timestamp", good_log(timestamp=pa.nulls(3, pa.int64())))
-    refuse(out, "users with at least three events", good_log().slice(0, 2), leave_one_out=True)
+    refuse(out, "users with at least 3 events", good_log().slice(0, 2), leave_one_out=True)
+    refuse(out, "users with at least 201 events", leave_one_out=True, num_targets=100)
+    refuse(out, "num_targets is 0: it must be at least 1", leave_one_out=True, num_targets=0)
+    refuse(out, "num_targets is 2.*with leave_one_out only", num_targets=2)
     refuse(out, "view_gap_minutes must be above 0", view_gap_minutes=0, error=ValueError)
 
 

@@ -49,6 +49,9 @@ def test_figures_as_counted_by_hand(requests, catalogue):
     hit = np.array([0 <= rank < 3 for rank in ranks])
     assert found.metrics["recall@3"].value == pytest.approx(hit.mean())
     assert found.metrics["recall@3"].low < hit.mean() < found.metrics["recall@3"].high
+    by_user = [hit[requests.user == user].mean() for user in np.unique(requests.user)]
+    assert found.metrics["user_recall@3"].value == pytest.approx(np.mean(by_user))
+    assert abs(np.mean(by_user) - hit.mean()) > 1e-3  # users have different numbers of targets
     surface = np.array(requests.surface)
     both = np.array([s == "feed" and "click" in o for s, o in zip(surface, requests.outcomes, strict=True)])
     assert found.groups["surface"]["search"]["recall@3"].value == pytest.approx(hit[surface == "search"].mean())

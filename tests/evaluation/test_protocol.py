@@ -115,6 +115,26 @@ def test_leave_one_out_goes_by_order_not_time(table, catalogue):
     assert found.dropped["seen_before"] == 1
 
 
+def test_leave_one_out_asks_once_for_all_of_a_users_targets(table, catalogue):
+    rows = table(
+        [("u", 1, [event("i1", 10, "click"), event("i2", 20, "click", surface="feed"),
+                   event("i3", 90, "save", surface="search"), event("i2", 95, "save")]),
+         ("v", 2, [event("i1", 10, "click"), event("i2", 12, "click"), event("i4", 20, "click")])]
+    )  # fmt: skip
+    found = requests_from_rows(rows, catalogue, leave_one_out=True)
+    assert [(r["user_id"], r["timestamp"], r["surface"]) for r in found.requests] == [
+        ("u", 20, "feed"),
+        ("v", 20, "feed"),
+    ]
+    assert [history_items(request) for request in found.requests] == [["i1"], ["i1", "i2"]]
+    assert found.request_index.tolist() == [0, 0, 1]
+    assert found.item_row.tolist() == [2, 3, 4]
+    assert found.surface == ["feed", "search", "feed"]
+    assert found.dropped["seen_before"] == 1
+    lagging = requests_from_rows(rows, catalogue, leave_one_out=True, history_lag=9)
+    assert [history_items(request) for request in lagging.requests] == [["i1"], ["i1"]]
+
+
 def test_integer_ids_and_a_last_user_without_events(table):
     rows = table([("u", 1, [event("1", 1, "click"), event("2", 2, "click")]), ("v", 0, [])])
     ids = pa.chunked_array([[[1, 2], []]], type=pa.list_(pa.int64()))

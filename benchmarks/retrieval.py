@@ -2,21 +2,25 @@
 
     make benchmark-retrieval                              # everything; what is done already is not run again
     python benchmarks/retrieval.py --row kuairand         # one data set
+    python benchmarks/retrieval.py --row memory           # peak memory on 10^7 simulated rows; needs no public data
 
 Models, trials and prepared data lie in runs/benchmark/; a killed run goes on where it was.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from pinrec_hf.data.public import prepare_public
@@ -111,7 +115,7 @@ def run_dataset(name: str) -> dict[str, Any]:
         systems[architecture] = [measured(f, requests["test"], architecture, hide_time) for f in folders]
         curves = {f.name: json.loads((f / "trainer_state.json").read_text())["log_history"] for f in folders}
         write_json(RESULTS / f"{name}-{architecture}-curves.json", {"trial": chosen, "log_history": curves})
-    write_json(RESULTS / f"{name}-trials.json", trials)
+    write_json(RESULTS / f"{name}-trials.json", {"trials": trials})
     return {"systems": systems, "requests": requests["test"], "catalogue": tokenizer.catalogue}  # type: ignore[union-attr]
 
 
@@ -215,14 +219,64 @@ def ml1m() -> None:
     )
 
 
-ROWS = {"kuairand": kuairand, "ml1m": ml1m}
+def memory() -> None:
+    """Simulates, prepares and pretrains on a log of 10^7 rows; none of it stays."""
+    plan = PLAN["memory"]
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNS) as folder:
+        log, data = f"{folder}/log", f"{folder}/data"
+        cli = [sys.executable, "-m", "pinrec_hf"]
+        tables = ["--log", f"{log}/log", "--items", f"{log}/items.parquet", "--queries", f"{log}/queries.parquet"]
+        commands = {
+            "simulate": [*cli, "simulate", "--size", str(plan["rows"]), "--output-dir", log],
+            "prepare": [*cli, "prepare", *tables, "--negative-outcome", "hide", "--output-dir", data],
+            "pretrain": [sys.executable, str(ROOT / "training" / "pretrain.py"), "--data", data]
+            + ["--output_dir", f"{folder}/model", "--disable_tqdm", "True", "--use_cpu", "True"]
+            + [text for key, value in plan["arguments"].items() for text in (f"--{key}", str(value))],
+        }
+        # what is encoded goes with the folder
+        value = {name: run_measured(command, {"HF_HOME": f"{folder}/cache"}) for name, command in commands.items()}
+    record(
+        [
+            {
+                "claim": "Pretraining's peak memory on a 10^7-row simulated log",
+                "target": "<= 4 GiB",
+                "value": value,
+                "met": value["pretrain"]["peak_gib"] <= 4,
+            }
+        ],
+        [0],
+    )
+
+
+def run_measured(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Runs a command; its seconds, and the most memory (GiB) that its processes held together, read every 50 ms."""
+    print("$", " ".join(command), flush=True)
+    start, peak = time.time(), 0
+    process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT, **environment})
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one ended while they were counted
+            peak = max(peak, sum(p.memory_info().rss for p in [root, *root.children(recursive=True)]))
+        time.sleep(0.05)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {"seconds": round(time.time() - start, 1), "peak_gib": round(peak / 2**30, 3)}
+
+
+ROWS = {"kuairand": kuairand, "ml1m": ml1m, "memory": memory}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=sorted(ROWS), action="append", help="only this data set; repeatable")
+    parser.add_argument(
+        "--row",
+        choices=sorted(ROWS),
+        action="append",
+        help="only this data set, or the measurement of memory; repeatable",
+    )
     args = parser.parse_args()
-    if not public_data().is_dir():
+    if args.row != ["memory"] and not public_data().is_dir():
         sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")
     start = time.time()
     for name in args.row or ROWS:

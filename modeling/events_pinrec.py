@@ -31,17 +31,18 @@ EVENT_COLUMNS = {
     "requests": np.int64,
     "weights": np.float32,
     "features": np.int64,
+    "positions": np.int32,
 }
 """Columns of an encoded row: event type, item id (catalogue row + 2), hash of the query's text (0 none), surface
-code, outcome bit set, seconds since epoch (-1 unknown), feed view, loss weight, request features (packed hashes)."""
+code, outcome bit set, seconds since epoch (-1 unknown), feed view, loss weight, request features (packed hashes), place
+in the feed view (-1 unknown)."""
 
 EncodedRow = dict[str, np.ndarray]
 
 HISTORY_COLUMNS = (
     "item_id", "surface", "timestamp", "outcomes", "query", "context_item_id", "request_id", "weight",
-    "request_features",
+    "request_features", "position",
 )  # fmt: skip
-UNUSED_COLUMNS = ("position",)
 LATEST = 1 << 35
 """Seconds since epoch of the year 3058: a larger time is in another unit."""
 
@@ -121,9 +122,9 @@ class EventEncoder:
         Args:
             histories: dicts of equally long lists, oldest event first: `item_id` (`None` is a query event), and
                 optionally `surface`, `timestamp` (int seconds, UTC), `outcomes` (lists of names; an empty one is
-                shown and ignored), `query`, `context_item_id`, `request_id`, `weight`, `request_features` (targets
-                only). `None` is unknown in every column; a history needs no `outcomes` where the model has only one
-                positive outcome.
+                shown and ignored), `query`, `context_item_id`, `request_id`, and of targets only `weight`,
+                `request_features`, `position`. `None` is unknown in every column; a history needs no `outcomes` where
+                the model has only one positive outcome.
             strict: whether a name that the model does not know is an error (a request) or unknown (a log).
 
         Raises:
@@ -167,6 +168,7 @@ class EventEncoder:
             "requests": np.array([-1 if r is None else r for r in flat.get("request_id", nothing)], np.int64),
             "weights": np.array([1 if w is None else w for w in flat.get("weight", nothing)], np.float32),
             "features": np.zeros(total, np.int64),
+            "positions": np.array([-1 if p is None else p for p in flat.get("position", nothing)], np.int32),
         }
         if self.request_features and "request_features" in flat:
             events["features"] = packed_features(flat["request_features"])
@@ -216,7 +218,7 @@ def _length(history: Mapping[str, Sequence], row: int, strict: bool) -> int:
         raise ValueError(
             f"history {row} is {history!r}; give a dict of columns: {{'item_id': [...], 'outcomes': [...]}}"
         )
-    if strict and (unknown := sorted(set(history) - {*HISTORY_COLUMNS, *UNUSED_COLUMNS}, key=str)):
+    if strict and (unknown := sorted(set(history) - set(HISTORY_COLUMNS), key=str)):
         raise ValueError(f"history {row} has columns {unknown}; the known ones are {list(HISTORY_COLUMNS)}")
     lengths = {}
     for column in HISTORY_COLUMNS:

@@ -220,7 +220,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             last = {
                 "types": SUBJECT_EVENT if is_subject else QUERY_EVENT, "items": subject_codes[i],
                 "queries": text_hash, "surfaces": surface_codes[i], "outcomes": 0, "timestamps": seconds[i],
-                "requests": -1, "weights": 1, "features": 0,
+                "requests": -1, "weights": 1, "features": 0, "positions": -1,
             }  # fmt: skip
             rows[i] = {name: np.append(row[name], last[name]).astype(row[name].dtype) for name in EVENT_COLUMNS}
             if vectors[i] is not None:

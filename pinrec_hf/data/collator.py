@@ -15,8 +15,9 @@ IGNORED_LABEL = -100
 
 
 @dataclass
-class PretrainingCollator:
-    """Next-item targets on every surface: each event predicts the positive event that follows it.
+class TargetCollator:
+    """Windows and their targets to batches; what becomes a target is said by `PretrainingCollator` and by
+    `FinetuningCollator`.
 
     Every random choice is drawn from (seed, epoch, window), so that a resumed run, or one on more processes, makes
     the same ones.
@@ -53,7 +54,9 @@ class PretrainingCollator:
             negatives = np.arange(num_items) + FIRST_ITEM
         else:
             negatives = np.concatenate([target["negatives"] for target in targets])
-        batch = self.tokenizer.pad(windows, extra_items=negatives)
+        hard = [target["hard_items"] for target in targets if "hard_items" in target]
+        labels = [target["items"] for target in targets]
+        batch = self.tokenizer.pad(windows, extra_items=np.concatenate([negatives, *labels, *hard]))
         ids, mask = batch["item_ids"].numpy(), batch["attention_mask"].numpy()
         offsets = mask.argmax(1)
 
@@ -75,6 +78,8 @@ class PretrainingCollator:
             for row, value in zip(grid, values, strict=True):
                 row[: len(value)] = value
             batch[name] = torch.from_numpy(grid)
+        if hard:
+            batch["hard_negatives"] = self._hard_negatives(targets, ids, batch["labels"])
 
         batch["item_frequencies"] = torch.from_numpy(self.frequencies[ids].astype(np.float32))
         rows = ids[ids >= FIRST_ITEM] - FIRST_ITEM
@@ -87,9 +92,55 @@ class PretrainingCollator:
             batch["negative_counts"] = torch.from_numpy(counts.astype(np.float32))
         return batch
 
-    def _targets(self, window: EncodedRow) -> dict[str, np.ndarray]:
+    @staticmethod
+    def _hard_negatives(targets: list[EncodedRow], ids: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
+        """Rows in the item table `(batch, targets, n)`, padded with the target's own."""
+        width = max(int(target["hard_counts"].max(initial=0)) for target in targets)
+        rows = labels.clamp(min=0)[..., None].repeat(1, 1, width).numpy()
+        for row, target in zip(rows, targets, strict=True):
+            there = np.arange(width) < target["hard_counts"][:, None]
+            row[: len(there)][there] = np.searchsorted(ids, target["hard_items"])
+        return torch.from_numpy(rows)
+
+    def _targets(self, window: EncodedRow) -> EncodedRow:
         """A window's targets; `events` is the place of the event before each, the start event being 0."""
+        raise NotImplementedError
+
+    def _with_choices(
+        self,
+        window: EncodedRow,
+        events: np.ndarray,
+        items: np.ndarray,
+        surfaces: np.ndarray,
+        outcome_sets: np.ndarray,
+        times: np.ndarray,
+        weights: np.ndarray,
+        features: np.ndarray,
+    ) -> EncodedRow:
+        """Targets, and what is drawn for them: the condition, what is hidden, negatives."""
         rng = np.random.default_rng((self.seed, *window["key"]))
+        weights = weights.astype(np.float64)
+        if self.recency_half_life is not None:
+            age = self.last_time - np.where(times >= 0, times, self.first_time)
+            weights = weights * 0.5 ** (age / self.recency_half_life)
+        hidden = rng.random((2, len(events)))
+        return {
+            "events": events,
+            "items": items,
+            "surfaces": surfaces,
+            "outcomes": np.where(hidden[0] < self.condition_dropout, 0, _one_of(outcome_sets, rng.random(len(events)))),
+            "timestamps": np.where(hidden[1] < self.time_dropout, -1, times),
+            "label_timestamps": times,
+            "features": features,
+            "weights": weights,
+            "negatives": rng.integers(len(self.tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
+        }
+
+
+class PretrainingCollator(TargetCollator):
+    """Next-item targets on every surface: each event predicts the positive event that follows it."""
+
+    def _targets(self, window: EncodedRow) -> EncodedRow:
         kept = slice(-(self.tokenizer.model_max_length - 1), None)
         types, items, sets = (window[name][kept] for name in ("types", "items", "outcomes"))
         positive = sets & self.tokenizer.positive_mask
@@ -100,25 +151,29 @@ class PretrainingCollator:
         places = np.flatnonzero(acted)
         first[places[np.unique(items[places], return_index=True)[1]]] = True
         events = np.flatnonzero(first & (positive != 0))
-        times = window["timestamps"][kept][events]
-        weights = window["weights"][kept][events].astype(np.float64)
-        if self.recency_half_life is not None:
-            age = self.last_time - np.where(times >= 0, times, self.first_time)
-            weights = weights * 0.5 ** (age / self.recency_half_life)
-        hidden = rng.random((2, len(events)))
-        return {
-            "events": events,
-            "items": items[events],
-            "surfaces": window["surfaces"][kept][events],
-            "outcomes": np.where(
-                hidden[0] < self.condition_dropout, 0, _one_of(positive[events], rng.random(len(events)))
-            ),
-            "timestamps": np.where(hidden[1] < self.time_dropout, -1, times),
-            "label_timestamps": times,
-            "features": window["features"][kept][events],
-            "weights": weights,
-            "negatives": rng.integers(len(self.tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
-        }
+        chosen = {name: window[name][kept][events] for name in ("surfaces", "timestamps", "weights", "features")}
+        return self._with_choices(
+            window, events, items[events], chosen["surfaces"], positive[events], chosen["timestamps"],
+            chosen["weights"], chosen["features"],
+        )  # fmt: skip
+
+
+@dataclass
+class FinetuningCollator(TargetCollator):
+    """Targets of feed views, as `view_windows` found them, each predicted from its view's request.
+
+    Args:
+        impression_negatives (`bool`): whether the view's ignored items are hard negatives of its targets.
+    """
+
+    impression_negatives: bool = True
+
+    def _targets(self, window: EncodedRow) -> EncodedRow:
+        names = ("events", "items", "surfaces", "outcomes", "timestamps", "weights", "features")
+        targets = self._with_choices(window, *(window[f"target_{name}"] for name in names))
+        if self.impression_negatives:
+            targets |= {name: window[name] for name in ("hard_items", "hard_counts")}
+        return targets
 
 
 def _one_of(sets: np.ndarray, draws: np.ndarray) -> np.ndarray:

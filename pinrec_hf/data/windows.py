@@ -13,7 +13,7 @@ import torch
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
 from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS, EncodedRow, PinRecTokenizer
 
-ENCODING = 2
+ENCODING = 3
 """Raise it when rows are encoded in another way, so that what is cached is not taken for it."""
 
 
@@ -65,7 +65,7 @@ class SequenceDataset(torch.utils.data.Dataset):
 
     def __init__(self, encoded: datasets.Dataset, window: int) -> None:
         self.window, self.epoch = window, 0
-        self._columns = {name: _ListColumn(encoded.data.column(name)) for name in EVENT_COLUMNS}
+        self._columns = {name: ListColumn(encoded.data.column(name)) for name in EVENT_COLUMNS}
         self.row_lengths = self._columns["items"].lengths
         counts = -(-self.row_lengths // window)
         self._rows = np.repeat(np.arange(len(self.row_lengths)), counts)
@@ -118,7 +118,7 @@ class SequenceDataset(torch.utils.data.Dataset):
         return (0, 0) if last < 0 else (first, last)
 
 
-class _ListColumn:
+class ListColumn:
     """A chunked Arrow list column as zero-copy numpy slices."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -132,6 +132,9 @@ class _ListColumn:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         base = int(self._offsets[chunk][row - self._starts[chunk]])
         return self._values[chunk][base + start : base + end]
+
+    def row(self, row: int) -> np.ndarray:
+        return self.slice(row, 0, int(self.lengths[row]))
 
     def chunks(self) -> Iterator[np.ndarray]:
         for offsets, values in zip(self._offsets, self._values, strict=True):

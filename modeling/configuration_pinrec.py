@@ -41,6 +41,8 @@ class PinRecConfig(PreTrainedConfig):
             any of `"surface"`, `"outcome"`, `"time"` and `"context"` (queries and subject items are events).
             None of them is SASRec.
         time_periods (`list[int]`): periods, in seconds, at which absolute time is seen as sin and cos.
+        time_offsets (`list[int]`): seconds after a request that an embedding can be asked for, ascending from 0
+            (`[0, 30, 60, 180]`); none by default.
         num_items (`int`): rows of the catalogue that the id table covers (later rows share the unknown id).
         content_size, query_size (`int`): width of the items' and queries' content vectors, 0 for none.
         item_id_embedding (`str`, *optional*): `"full"` (one row an item), `"hashed"` (k hash functions into k
@@ -82,6 +84,7 @@ class PinRecConfig(PreTrainedConfig):
     outcome_budgets: dict | None = None
     signals: list[str] | None = None
     time_periods: list[int] | None = None
+    time_offsets: list[int] | None = None
 
     num_items: int = 0
     content_size: int = 0
@@ -106,6 +109,7 @@ class PinRecConfig(PreTrainedConfig):
         self.outcome_budgets = dict(self.outcome_budgets or {})
         self.signals = list(SIGNALS if self.signals is None else self.signals)
         self.time_periods = list(TIME_PERIODS if self.time_periods is None else self.time_periods)
+        self.time_offsets = list(self.time_offsets or [])
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
@@ -174,6 +178,8 @@ class PinRecConfig(PreTrainedConfig):
             raise ValueError(f"signals {unknown} do not exist; choose among {list(SIGNALS)}")
         if any(period <= 0 for period in self.time_periods or []):
             raise ValueError(f"time_periods={self.time_periods} must be seconds above 0")
+        if (offsets := self.time_offsets) and (offsets[0] != 0 or sorted(set(offsets)) != offsets):
+            raise ValueError(f"time_offsets={offsets} must be seconds that ascend from 0, such as [0, 30, 60, 180]")
         for field in ("surfaces", "outcomes"):
             names = getattr(self, field) or []
             if len(set(names)) != len(names):

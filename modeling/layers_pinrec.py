@@ -149,8 +149,24 @@ class HistoryPooling(nn.Module):
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+class TimeOffsets(nn.Module):
+    """How long after the request a target happens, as one of a few offsets: the largest that is not above it.
+
+    Row 0 is an unknown offset (PinRec v7, section 3.3: several embeddings of one step, for now, 30 s, 1 min ...).
+    """
+
+    def __init__(self, offsets: list[int], size: int) -> None:
+        super().__init__()
+        self.starts = offsets
+        self.embedding = nn.Embedding(len(offsets) + 1, size)
+
+    def forward(self, offsets: Tensor) -> Tensor:
+        starts = torch.tensor(self.starts, device=offsets.device)
+        return self.embedding(torch.bucketize(offsets, starts, right=True))
+
+
 class OutcomeHead(nn.Module):
-    """`O(h_t, c_surface, c_outcome, request time)`: a hidden state and the conditions of a request to a user embedding.
+    """`O(h_t, c_surface, c_outcome, request time, e_offset)`: a hidden state and conditions to an embedding.
 
     PinRec v7, section 3.3. Conditions enter here and nowhere else, so that one backbone pass serves all of them.
     """
@@ -161,6 +177,9 @@ class OutcomeHead(nn.Module):
         self.surfaces = nn.Embedding(len(config.surfaces or []) + 1, size) if "surface" in signals else None
         self.outcomes = nn.Embedding(len(config.outcomes or []) + 1, size) if "outcome" in signals else None
         self.time = TimeEncoding(config) if "time" in signals else None
+        self.offsets = TimeOffsets(config.time_offsets, size) if config.time_offsets else None
+        # as events are: an embedding starts far shorter than the hidden state, which has been normalised
+        self.scale = size**0.5
         buckets = config.request_feature_buckets
         self.features = HashedEmbedding(size, 1, buckets) if buckets else None
         self.pool = HistoryPooling(config) if config.pooled_history else None
@@ -178,26 +197,30 @@ class OutcomeHead(nn.Module):
         outcomes: Tensor | None,
         timestamps: Tensor,
         gaps: Tensor,
+        offsets: Tensor | None = None,
         features: Tensor | None = None,
         keys_and_values: tuple[Tensor, Tensor] | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
         """`(batch, targets, hidden_size)` and four `(batch, targets)` to `(batch, targets, hidden_size)`.
 
-        Also packed request features; with `pooled_history` also the events' keys and values, and which of them each
-        target may see.
+        Also time offsets in seconds (-1 unknown) and packed request features; with `pooled_history` also the events'
+        keys and values, and which of them each target may see.
         """
-        mixed = hidden
+        conditions = []
         if self.surfaces is not None:
-            mixed = mixed + self.surfaces(surfaces)
+            conditions.append(self.surfaces(surfaces))
         if self.outcomes is not None:
-            mixed = mixed + self.outcomes(outcomes)
+            conditions.append(self.outcomes(outcomes))
         if self.time is not None:
-            mixed = mixed + self.time(timestamps, gaps)
+            conditions.append(self.time(timestamps, gaps))
+        if self.offsets is not None:
+            conditions.append(self.offsets(torch.zeros_like(timestamps) if offsets is None else offsets))
         if self.features is not None and features is not None:
             shifts = torch.arange(MAX_REQUEST_FEATURES, device=features.device) * REQUEST_FEATURE_BITS
             codes = (features[..., None] >> shifts) & ((1 << REQUEST_FEATURE_BITS) - 1)
-            mixed = mixed + self.features(codes).sum(-2)
+            conditions.append(self.features(codes).sum(-2))
+        mixed = hidden + self.scale * sum(conditions)
         if self.pool is not None:
             pooled = self.dropout(self.pool(mixed, keys_and_values, visible))
             hidden, mixed = hidden + pooled, mixed + pooled

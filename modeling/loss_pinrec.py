@@ -93,6 +93,22 @@ def places_of_hard(hard: Tensor, item_ids: Tensor, pool_ids: Tensor, part: int) 
     return torch.stack(copies, 1)
 
 
+def likeliest(embeddings: Tensor, items: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """The labels, -100 but for the one that scores highest of those of a row that share a group.
+
+    They share a query too, so that this is the one of least loss.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(batch, targets, d)`), items (`torch.FloatTensor` of shape
+            `(items, d)`)
+        labels (`torch.LongTensor` of shape `(batch, targets)`): row of `items`, -100 none.
+        groups (`torch.LongTensor` of shape `(batch, targets)`): below the number of targets.
+    """
+    scores = (embeddings * items[labels.clamp(min=0)]).sum(-1).masked_fill(labels < 0, float("-inf"))
+    best = torch.full_like(scores, float("-inf")).scatter_reduce(1, groups, scores, "amax")
+    return labels.where(scores == best.gather(1, groups), -100)
+
+
 def _excluded(own: Tensor, row: Tensor, times: Tensor, availability: Tensor | None) -> Tensor:
     """`(positions, pool)`: which items are no negatives of which position."""
     excluded = own[row]

@@ -12,7 +12,7 @@ Source: PinRec, arXiv 2504.10507 (v7, sections 3 and 4); time encoding from Pinn
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +31,7 @@ from .configuration_pinrec import (
 )
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
 from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
-from .loss_pinrec import gather_pool, members, places_of_hard, sampled_softmax_loss
+from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
 
 
 @dataclass
@@ -174,6 +174,13 @@ class PinRecModel(PinRecPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(items, embedding_size)`; with a dot product the last one is the bias.
         """
+        for field, needed, given in (
+            ("item_vectors", self.config.content_size, item_vectors),
+            ("item_features", self.config.feature_buckets, item_features),
+            ("item_hashes", self.config.item_id_embedding == "hashed", item_hashes),
+        ):
+            if needed and given is None:
+                raise ValueError(f"this model encodes items with {field}, which is missing; PinRecTokenizer makes it")
         items = self.item_encoder(item_ids, item_hashes, item_vectors, item_features)
         return items if self.config.similarity == "dot" else nn.functional.normalize(items, dim=-1)
 
@@ -207,16 +214,19 @@ class PinRecModel(PinRecPreTrainedModel):
         item_frequencies: Tensor | None = None,
         query_hashes: Tensor | None = None,
         query_vectors: Tensor | None = None,
+        item_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         target_positions: Tensor | None = None,
         target_surfaces: Tensor | None = None,
         target_outcomes: Tensor | None = None,
         target_timestamps: Tensor | None = None,
+        target_offsets: Tensor | None = None,
         target_features: Tensor | None = None,
         labels: Tensor | None = None,
         label_weights: Tensor | None = None,
         label_timestamps: Tensor | None = None,
+        label_groups: Tensor | None = None,
         negative_counts: Tensor | None = None,
         hard_negatives: Tensor | None = None,
         cache: Cache | None = None,
@@ -239,6 +249,8 @@ class PinRecModel(PinRecPreTrainedModel):
             item_availability (`torch.LongTensor` of shape `(items, 2)`, *optional*): live from, until (exclusive).
             item_frequencies (`torch.FloatTensor` of shape `(items,)`, *optional*): share of the training targets.
             query_hashes, query_vectors: the query table, see `get_query_features`.
+            item_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*): item embeddings of
+                the events in place of `event_items`, as a generated one is fed back.
             attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*): 0 is padding.
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): restart at 0 to pack users.
             target_positions (`torch.LongTensor` of shape `(batch, targets)`, *optional*): the event after which
@@ -246,19 +258,24 @@ class PinRecModel(PinRecPreTrainedModel):
             target_surfaces, target_outcomes, target_timestamps (`torch.LongTensor` of shape `(batch, targets)`):
                 the conditions of each target: surface (0 unknown), outcome (0 unspecified, else place + 1), time of
                 the request (-1 unknown).
+            target_offsets (`torch.LongTensor` of shape `(batch, targets)`, *optional*): seconds after the request that
+                the target happens, for a model with `time_offsets`; -1 unknown, 0 by default.
             target_features (`torch.LongTensor` of shape `(batch, targets)`, *optional*): request features, packed as
                 the tokenizer does.
             labels (`torch.LongTensor` of shape `(batch, targets)`, *optional*): row in the item table, -100 none.
             label_weights (`torch.FloatTensor` of shape `(batch, targets)`, *optional*)
             label_timestamps (`torch.LongTensor` of shape `(batch, targets)`, *optional*): when the targets happened,
                 where `target_timestamps` hides it: only items live then are negatives; -1 unknown.
+            label_groups (`torch.LongTensor` of shape `(batch, targets)`, *optional*): of a row's targets that share a
+                group, and must share position and conditions, only the likeliest counts: the least loss over a
+                session (PinRec v4, section 3.2).
             negative_counts (`torch.FloatTensor` of shape `(items,)`, *optional*): how often each item of the table
                 was drawn uniformly as a negative.
             hard_negatives (`torch.LongTensor` of shape `(batch, targets, n)`, *optional*): rows in the item table of
                 each target's own negatives, such as what was shown beside it and ignored; padded with its label.
         """
         items = self.get_item_features(item_ids, item_vectors, item_features, item_hashes)
-        content = items[event_items][..., : self.config.hidden_size]
+        content = items[event_items][..., : self.config.hidden_size] if item_embeds is None else item_embeds
         if query_hashes is not None:
             content = content + self.get_query_features(query_hashes, query_vectors)[event_queries]
         events = self.event_embedding(content, event_types, surface_ids, outcome_sets, timestamps, time_gaps)
@@ -275,15 +292,18 @@ class PinRecModel(PinRecPreTrainedModel):
         # every chunk of events goes into the cache, also one after which nothing is asked
         pooled = None if pool is None else pool.keys_and_values(events, cache)
         if target_positions is not None:
-            target_timestamps = cast(Tensor, target_timestamps)  # the positions' times come with them
+            if target_timestamps is None:
+                raise ValueError("target_positions need target_timestamps beside them: -1 where the time is unknown")
             visible = None
             if pooled is not None:
                 visible = self._visible(target_positions, position_ids, attention_mask, pooled[0].shape[2])
             embeddings = self._user_embeddings(
                 hidden_states, timestamps, target_positions, target_surfaces, target_outcomes, target_timestamps,
-                target_features, pooled, visible,
+                target_offsets, target_features, pooled, visible,
             )  # fmt: skip
             if labels is not None:
+                if label_groups is not None:
+                    labels = likeliest(embeddings.detach(), items.detach(), labels, label_groups)
                 times = target_timestamps if label_timestamps is None else label_timestamps
                 loss = self._loss(
                     embeddings, labels, label_weights, times, items, item_ids, event_items,
@@ -313,15 +333,16 @@ class PinRecModel(PinRecPreTrainedModel):
 
     def _user_embeddings(
         self, hidden_states: Tensor, timestamps: Tensor, positions: Tensor, surfaces: Tensor | None,
-        outcomes: Tensor | None, target_timestamps: Tensor, features: Tensor | None,
+        outcomes: Tensor | None, target_timestamps: Tensor, offsets: Tensor | None, features: Tensor | None,
         pooled: tuple[Tensor, Tensor] | None, visible: Tensor | None,
     ) -> Tensor:  # fmt: skip
         index = positions[..., None].expand(-1, -1, hidden_states.shape[-1])
         last = timestamps.gather(1, positions)
         gaps = (target_timestamps - last).clamp(min=0).where((target_timestamps >= 0) & (last >= 0), -1)
         users = self.outcome_head(
-            hidden_states.gather(1, index), surfaces, outcomes, target_timestamps, gaps, features, pooled, visible
-        )
+            hidden_states.gather(1, index), surfaces, outcomes, target_timestamps, gaps, offsets, features, pooled,
+            visible,
+        )  # fmt: skip
         if self.config.similarity == "cosine":
             return nn.functional.normalize(users, dim=-1)
         return torch.cat([users, torch.ones_like(users[..., :1])], -1)

@@ -13,6 +13,10 @@ class DataArguments:
     uniform_negatives: int = field(default=16, metadata={"help": "Uniform negatives that each row adds to the pool."})
     condition_dropout: float = field(default=0.15, metadata={"help": "Share of targets without a wanted outcome."})
     time_dropout: float = field(default=0.1, metadata={"help": "Share of targets whose request time is hidden."})
+    target: str = field(
+        default="next", metadata={"help": "next, window or session: which positive events an event predicts."}
+    )
+    target_window: int = field(default=8, metadata={"help": "Positive events that a window or session looks ahead."})
     recency_half_life_days: float | None = field(
         default=None, metadata={"help": "Age at which a target counts half in the loss; none: all count the same."}
     )

@@ -95,6 +95,8 @@ def prepare_pretraining(
         full_softmax=config.softmax == "full",
         condition_dropout=data_args.condition_dropout,
         time_dropout=data_args.time_dropout,
+        target=data_args.target,
+        target_window=data_args.target_window,
         recency_half_life=None if half_life is None else half_life * DAY,
         first_time=first,
         last_time=last,

@@ -71,6 +71,9 @@ class TargetCollator:
             "label_weights": [target["weights"] for target in targets],
             "label_timestamps": [target["label_timestamps"] for target in targets],
         }
+        for column, name in (("target_offsets", "offsets"), ("label_groups", "groups")):
+            if name in targets[0]:
+                columns[column] = [target[name] for target in targets]
         if self.tokenizer.request_features:
             columns["target_features"] = [target["features"] for target in targets]
         for name, values in columns.items():
@@ -106,39 +109,38 @@ class TargetCollator:
         """A window's targets; `events` is the place of the event before each, the start event being 0."""
         raise NotImplementedError
 
-    def _with_choices(
-        self,
-        window: EncodedRow,
-        events: np.ndarray,
-        items: np.ndarray,
-        surfaces: np.ndarray,
-        outcome_sets: np.ndarray,
-        times: np.ndarray,
-        weights: np.ndarray,
-        features: np.ndarray,
-    ) -> EncodedRow:
-        """Targets, and what is drawn for them: the condition, what is hidden, negatives."""
-        rng = np.random.default_rng((self.seed, *window["key"]))
-        weights = weights.astype(np.float64)
+    def _with_choices(self, window: EncodedRow, targets: EncodedRow) -> EncodedRow:
+        """Targets with what is drawn for them: the one outcome that is named, whether the request's time is hidden,
+        negatives. `outcomes` are sets before, `timestamps` when the request was made."""
+        rng = np.random.default_rng((self.seed, *window["key"], 1))
+        weights, times = targets["weights"].astype(np.float64), targets["label_timestamps"]
         if self.recency_half_life is not None:
             age = self.last_time - np.where(times >= 0, times, self.first_time)
             weights = weights * 0.5 ** (age / self.recency_half_life)
-        hidden = rng.random((2, len(events)))
+        hidden = rng.random((2, len(times)))
+        named = _one_of(targets["outcomes"], rng.random(len(times)))
         return {
-            "events": events,
-            "items": items,
-            "surfaces": surfaces,
-            "outcomes": np.where(hidden[0] < self.condition_dropout, 0, _one_of(outcome_sets, rng.random(len(events)))),
-            "timestamps": np.where(hidden[1] < self.time_dropout, -1, times),
-            "label_timestamps": times,
-            "features": features,
+            **targets,
+            "outcomes": np.where(hidden[0] < self.condition_dropout, 0, named),
+            "timestamps": np.where(hidden[1] < self.time_dropout, -1, targets["timestamps"]),
             "weights": weights,
             "negatives": rng.integers(len(self.tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
         }
 
 
+@dataclass
 class PretrainingCollator(TargetCollator):
-    """Next-item targets on every surface: each event predicts the positive event that follows it."""
+    """Targets on every surface: the event before each positive one predicts it, or what comes soon after.
+
+    Args:
+        target (`str`): `"next"`: the next positive event; `"window"`: one of the next `target_window`, drawn at random
+            (PinRec v1, every event of a future window, an epoch after the other); `"session"`: those of the next
+            `target_window` in the same feed view, of which the likeliest counts (v4, section 3.2).
+        target_window (`int`): positive events that an event may predict.
+    """
+
+    target: str = "next"
+    target_window: int = 8
 
     def _targets(self, window: EncodedRow) -> EncodedRow:
         kept = slice(-(self.tokenizer.model_max_length - 1), None)
@@ -151,11 +153,43 @@ class PretrainingCollator(TargetCollator):
         places = np.flatnonzero(acted)
         first[places[np.unique(items[places], return_index=True)[1]]] = True
         events = np.flatnonzero(first & (positive != 0))
-        chosen = {name: window[name][kept][events] for name in ("surfaces", "timestamps", "weights", "features")}
-        return self._with_choices(
-            window, events, items[events], chosen["surfaces"], positive[events], chosen["timestamps"],
-            chosen["weights"], chosen["features"],
-        )  # fmt: skip
+        asked, wanted = self._pairs(
+            window["requests"][kept][events], np.random.default_rng((self.seed, *window["key"]))
+        )
+        of = {name: window[name][kept][events] for name in ("surfaces", "timestamps", "weights", "features")}
+        requested, happened = of["timestamps"][asked], of["timestamps"][wanted]
+        targets = self._with_choices(
+            window,
+            {
+                "events": events[asked],
+                "items": items[events][wanted],
+                "surfaces": of["surfaces"][wanted],
+                "outcomes": positive[events][wanted],
+                "timestamps": requested,
+                "label_timestamps": happened,
+                "weights": of["weights"][wanted],
+                "features": of["features"][asked],
+            },
+        )
+        if self.target != "next":
+            targets["offsets"] = np.where((requested >= 0) & (happened >= 0), happened - requested, -1)
+        if self.target == "session":  # what shares an event and a condition competes
+            targets["groups"] = np.unique(asked * 64 + targets["outcomes"], return_inverse=True)[1]
+        return targets
+
+    def _pairs(self, views: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Which target is asked for as if in the place of which: two indexes of targets, whose feed views are given."""
+        places = np.arange(len(views))
+        if self.target == "next":
+            return places, places
+        left = np.minimum(self.target_window, len(views) - places)
+        if self.target == "window":
+            return places, places + np.floor(rng.random(len(views)) * left).astype(np.int64)
+        ahead = np.arange(self.target_window)
+        later = np.minimum(places[:, None] + ahead, len(views) - 1)
+        same_view = (ahead < left[:, None]) & (views[later] == views[:, None]) & (views[:, None] >= 0) | (ahead == 0)
+        asked, step = np.nonzero(same_view)
+        return asked, asked + step
 
 
 @dataclass
@@ -170,7 +204,8 @@ class FinetuningCollator(TargetCollator):
 
     def _targets(self, window: EncodedRow) -> EncodedRow:
         names = ("events", "items", "surfaces", "outcomes", "timestamps", "weights", "features")
-        targets = self._with_choices(window, *(window[f"target_{name}"] for name in names))
+        targets = {name: window[f"target_{name}"] for name in names}
+        targets = self._with_choices(window, {**targets, "label_timestamps": targets["timestamps"]})
         if self.impression_negatives:
             targets |= {name: window[name] for name in ("hard_items", "hard_counts")}
         return targets

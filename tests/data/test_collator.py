@@ -85,6 +85,60 @@ def test_a_views_query_or_subject_is_asked_with():
     assert batch["event_types"][0, batch["target_positions"][0]].tolist() == [0, QUERY_EVENT, SUBJECT_EVENT]
 
 
+LONG = {
+    "item_id": list("abcdefgh"),
+    "surface": ["home", "home", "search", "search", "search", "home", None, "home"],
+    "timestamp": [100, 110, 200, 230, 290, 400, 500, None],
+    "outcomes": [["save"], ["save"], ["click"], ["save"], ["click"], ["hide"], ["save"], ["save"]],
+    "request_id": [0, 0, 1, 1, 1, 2, 2, 3],
+}
+
+
+def test_a_window_predicts_one_of_the_next_positives():
+    found: dict[str, set[str]] = {}
+    for epoch in range(60):
+        batch = collate([LONG], epoch=epoch, target="window", target_window=3, **QUIET)
+        events = [0, 1, 2, 3, 4, 6, 7]  # after which a positive event comes next: f was hidden
+        assert [place for _, place in targets(batch)] == events
+        for item, place in targets(batch):
+            found.setdefault("abcdefgh"[place], set()).add(item)
+    # by the item that comes next
+    assert found == {
+        "a": {"a", "b", "c"}, "b": {"b", "c", "d"}, "c": {"c", "d", "e"}, "d": {"d", "e", "g"}, "e": {"e", "g", "h"},
+        "g": {"g", "h"}, "h": {"h"},
+    }  # fmt: skip
+
+
+def test_a_window_asks_at_the_next_request_for_what_comes_after_it():
+    for epoch in range(20):
+        batch = collate([LONG], epoch=epoch, target="window", target_window=3, **QUIET)
+        for column, (item, place) in enumerate(targets(batch)):
+            asked, wanted = LONG["timestamp"][place], LONG["timestamp"]["abcdefgh".index(item)]
+            assert batch["target_timestamps"][0, column] == (-1 if asked is None else asked)
+            known = asked is not None and wanted is not None
+            assert batch["target_offsets"][0, column] == (wanted - asked if known else -1)
+            assert batch["target_surfaces"][0, column] == [1, 1, 2, 2, 2, 1, 0, 1]["abcdefgh".index(item)]
+
+
+def test_a_session_offers_all_of_the_feed_view():
+    batch = collate([LONG], target="session", target_window=8, condition_dropout=1.0, time_dropout=0.0)
+    assert targets(batch) == [
+        ("a", 0), ("b", 0), ("b", 1), ("c", 2), ("d", 2), ("e", 2), ("d", 3), ("e", 3), ("e", 4), ("g", 6), ("h", 7),
+    ]  # fmt: skip
+    assert batch["label_groups"][0].tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 6]
+    two = collate([LONG], target="session", target_window=2, condition_dropout=1.0, time_dropout=0.0)
+    assert targets(two)[2:6] == [("b", 1), ("c", 2), ("d", 2), ("d", 3)]
+
+
+def test_what_competes_in_a_session_shares_its_condition():
+    batch = collate([LONG], target="session", **QUIET)
+    groups, places = batch["label_groups"][0].tolist(), batch["target_positions"][0].tolist()
+    shared: dict[int, set] = {}
+    for group, place, outcome in zip(groups, places, batch["target_outcomes"][0].tolist(), strict=True):
+        shared.setdefault(group, set()).add((place, outcome))
+    assert all(len(conditions) == 1 for conditions in shared.values())
+
+
 def test_an_item_ignored_and_later_clicked_is_a_target():
     history = {"item_id": ["a", "b", "a"], "outcomes": [[], ["save"], ["click"]]}
     assert targets(collate([history])) == [("b", 0), ("a", 1)]

@@ -10,7 +10,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, PinRecConfig
-from pinrec_hf.modeling.loss_pinrec import _WeightedSoftmax, gather_pool, members, places_of_hard, sampled_softmax_loss
+from pinrec_hf.modeling.loss_pinrec import (
+    _WeightedSoftmax,
+    gather_pool,
+    likeliest,
+    members,
+    places_of_hard,
+    sampled_softmax_loss,
+)
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 
 NUM_ITEMS = 50
@@ -386,3 +393,10 @@ def test_two_processes_equal_one_on_both_batches(make_model, collator, windows):
     expected = torch.cat([grad.flatten() for grad in grads])
     assert expected.abs().max() > 1e-3
     assert torch.allclose(results[1:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_of_a_group_only_the_likeliest_counts():
+    items = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    embeddings = torch.tensor([[[1.0, 0.5]] * 5])
+    labels, groups = torch.tensor([[1, 2, 3, 2, -100]]), torch.tensor([[0, 0, 1, 1, 0]])
+    assert likeliest(embeddings, items, labels, groups).tolist() == [[1, -100, 3, -100, -100]]

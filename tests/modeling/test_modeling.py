@@ -321,6 +321,25 @@ def item_table(tokenizer, rows):
 
 
 @torch.no_grad()
+def test_time_offsets(make_model, training_batch):
+    model = make_model(time_offsets=[0, 30, 60]).eval()
+    asked = {seconds: model(**training_batch, target_offsets=torch.full_like(training_batch["labels"], seconds))
+             for seconds in (-1, 0, 29, 30, 45, 60, 10**6)}  # fmt: skip
+    different = [asked[seconds].embeddings for seconds in (-1, 0, 30, 60)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+    for seconds, same in ((29, 0), (45, 30), (10**6, 60)):
+        torch.testing.assert_close(asked[seconds].embeddings, asked[same].embeddings)
+    torch.testing.assert_close(model(**training_batch).embeddings, asked[0].embeddings)
+
+
+@torch.no_grad()
+def test_missing_inputs_are_named(model, training_batch):
+    for field in ("item_vectors", "item_features", "target_timestamps"):
+        with pytest.raises(ValueError, match=field):
+            model(**{name: value for name, value in training_batch.items() if name != field})
+
+
+@torch.no_grad()
 def test_an_item_is_the_same_in_any_table(model, tokenizer):
     together, alone = item_table(tokenizer, [0, 3, 7]), item_table(tokenizer, [3])
     assert close(model.get_item_features(**together)[1:2], model.get_item_features(**alone))

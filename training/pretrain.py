@@ -26,6 +26,7 @@ from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
+from pinrec_hf.training.record import write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
 
@@ -152,10 +153,18 @@ def main() -> None:
     training_args.output_dir = str(folder.checkpoints)
     run = prepare_pretraining(data_args, model_args, training_args)
     with folder.locked():
-        trainer = train(run, data_args, training_args, resume_from=newest_checkpoint(folder.checkpoints))
+        checkpoint = newest_checkpoint(folder.checkpoints)
+        trainer = train(run, data_args, training_args, resume_from=checkpoint)
         if trainer.is_world_process_zero():
             with folder.publish() as output:
                 save(trainer, run, data_args.data, output)
+                write_training_record(
+                    output,
+                    "training/pretrain.py",
+                    sys.argv[1:],
+                    processes=training_args.world_size,
+                    resumed=checkpoint is not None,
+                )
 
 
 def save(trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from pinrec_hf.evaluation.protocol import load_requests
     from pinrec_hf.evaluation.ranker import ModelRanker
     from pinrec_hf.evaluation.report import report_tables, write_report
-    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained
+    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained, weights_hash
     from pinrec_hf.retrieval.retriever import PinRecRetriever
 
     if os.path.lexists(args.output_dir):  # now, not after all the work
@@ -92,6 +93,7 @@ def evaluate(args: argparse.Namespace) -> None:
         comparisons=comparisons,
         trainer_state=_training_log(folder),
         title=f"{Path(args.model).name} on {args.split}",
+        source={"weights": [weights_hash(folder)], "command": _command(args)},
     )
     if args.json:
         print_json(json.loads((Path(args.output_dir) / "evaluation.json").read_text("utf-8")))
@@ -104,6 +106,16 @@ def evaluate(args: argparse.Namespace) -> None:
     ]
     print(table(["", *shown], rows))
     print(f"\nbrackets: 95 % intervals over users; by surface, outcome and more: {args.output_dir}/report.html")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as it may be run again."""
+    words = ["pinrec", "evaluate", "--model", args.model, "--data", args.data, "--split", args.split]
+    words += [word for baseline in args.baseline for word in ("--baseline", baseline)]
+    words += [word for k in args.k or () for word in ("-k", str(k))]
+    words += ["--max-users", str(args.max_users)] if args.max_users else []
+    words += ["--history-lag", str(args.history_lag)] if args.history_lag else []
+    return shlex.join([*words, "--output-dir", args.output_dir])
 
 
 def _difference(difference: Difference) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from pinrec_hf.evaluation.evaluate import Evaluation
+from pinrec_hf.evaluation.bootstrap import Interval
 
 try:
     from matplotlib.figure import Figure  # no pyplot: no window, no global state
@@ -31,7 +31,18 @@ FEWEST_USERS = 30  # a group of fewer says nothing, and its interval would flatt
 MOST_GROUPS = 12
 
 
-def plot_groups(systems: Sequence[Evaluation], kind: str) -> Figure:
+class Measured(Protocol):
+    """What is plotted of a system: an `Evaluation`, or a `SavedEvaluation`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ks(self) -> tuple[int, ...]: ...
+    @property
+    def groups(self) -> dict[str, dict[str, dict[str, Interval]]]: ...
+
+
+def plot_groups(systems: Sequence[Measured], kind: str) -> Figure:
     """Recall by the groups of one kind: a panel per depth, a line per group, a mark with its interval per
     system."""
     ks = systems[0].ks

@@ -39,12 +39,15 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """Columns padded, so that it reads well as plain text too."""
+        return f"## {self.title}\n\n{self.grid()}\n"
+
+    def grid(self) -> str:
+        """The markdown of the table itself; columns padded, so that it reads well as plain text too."""
         cells = [[cell.replace("|", "\\|") for cell in row] for row in [self.header, *self.rows]]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join([f"## {self.title}", "", *lines, ""])
+        return "\n".join(lines)
 
     def html(self) -> str:
         def line(tag: str, row: list[str]) -> str:
@@ -62,6 +65,7 @@ def write_report(
     comparisons: Sequence[Comparison] = (),
     trainer_state: str | Path | None = None,
     title: str = "PinRec evaluation",
+    source: dict[str, Any] | None = None,
 ) -> Path:
     """Write `evaluation.json`, `evaluation.md` and `report.html` into a new directory.
 
@@ -71,6 +75,8 @@ def write_report(
         comparisons: from `compare`.
         trainer_state: a checkpoint's trainer_state.json, whose `log_history` gives the learning curve.
         title: of the page.
+        source: what the figures come from, kept in evaluation.json for a model card: `weights`, a list of
+            `weights_hash`, and `command`.
 
     Returns:
         The directory.
@@ -100,6 +106,7 @@ def write_report(
     with new_directory(output_dir) as folder:
         content = {
             "format": 1,
+            "source": source or {},
             "evaluations": [system.to_dict() for system in systems],
             "comparisons": [comparison.to_dict() for comparison in comparisons],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -83,6 +84,23 @@ def load_pretrained(
         raise ValueError(f"the tokenizer in {folder} is missing or truncated ({error}); copy it again") from error
     check_belongs(model, tokenizer)
     return model.to(device).eval() if device else model.eval(), tokenizer
+
+
+def weights_hash(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of a folder's weights, a model's or an adapter's, by which a measurement knows what was measured.
+
+    Raises:
+        FileNotFoundError: it holds none.
+    """
+    names = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
+    files = [path for name in names for path in sorted(Path(folder).glob(name))]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, f"{folder!s} holds no weights")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def best_device() -> str:

@@ -1,0 +1,73 @@
+"""`pinrec card | push`: a folder with its card, and the folder on the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pinrec_hf.commands.console import add_command, print_json, table
+
+
+def add_commands(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "card",
+        card,
+        "write a folder's card, README.md, from what was measured, with pictures",
+        "  pinrec card --model pinrec-base --evaluation report/evaluation.json",
+    )
+    parser.add_argument("--model", required=True, help="folder of a model, an adapter or a prepared dataset")
+    parser.add_argument("--evaluation", help="what `pinrec evaluate` wrote of it (default: results not measured)")
+    parser.add_argument("--repo", help="name on the Hub that the examples load (default: the folder's name)")
+
+    parser = add_command(
+        commands,
+        "push",
+        push,
+        "push a model, an adapter or a prepared dataset to the Hub: the listed files, in one commit",
+        "  pinrec push --model pinrec-base --repo org/pinrec-base --dry-run\n"
+        "  pinrec push --model data --repo org/shop-logs --private",
+    )
+    parser.add_argument("--model", required=True, help="folder of a model, an adapter or a prepared dataset")
+    parser.add_argument("--repo", required=True, help="org/name; made if it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="list the files with their sizes, and stop")
+    parser.add_argument("--private", action="store_true", help="make the repo private, if it is made now")
+    parser.add_argument("--revision", help="branch to push to, made if need be (default: main)")
+
+
+def card(args: argparse.Namespace) -> None:
+    from pinrec_hf.hub.card import write_card
+
+    path = write_card(args.model, evaluation=args.evaluation, repo=args.repo)
+    if args.json:
+        print_json({"card": str(path)})
+    else:
+        print(f"wrote {path}; read it before you push: pinrec push --model {args.model} --repo ORG/NAME --dry-run")
+
+
+def push(args: argparse.Namespace) -> None:
+    from pinrec_hf.hub.card import write_card
+    from pinrec_hf.hub.files import CARD, list_files
+    from pinrec_hf.hub.push import push as push_files
+
+    listing = list_files(args.model)
+    made = CARD not in listing.sizes
+    if made and not args.dry_run:
+        write_card(args.model, repo=args.repo)
+        listing = list_files(args.model)
+    result: dict[str, Any] = {"repo": args.repo, "repo_type": listing.repo_type, "files": listing.sizes}
+    if not args.json:
+        rows = [[path, f"{size:,}"] for path, size in listing.sizes.items()]
+        rows += [[CARD, "to be written"]] if made and args.dry_run else []
+        print(table(["file", "bytes"], [*rows, ["", f"{sum(listing.sizes.values()):,}"]], right=["bytes"]), flush=True)
+    where = f"{listing.repo_type} {args.repo}" + (f", {args.revision}" if args.revision else "")
+    if args.dry_run:
+        said = f"nothing was pushed; without --dry-run these files go to {where}"
+    else:
+        commit = push_files(listing, args.repo, private=args.private or None, revision=args.revision)
+        result["commit"], result["url"] = commit.oid, commit.commit_url
+        said = f"pushed to {where}: {commit.commit_url}"
+    if args.json:
+        print_json(result)
+    else:
+        print(f"\n{said}")

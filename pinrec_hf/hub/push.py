@@ -1,0 +1,49 @@
+"""`pinrec push`: one folder becomes one commit of a repo, of the listed files and no others."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from pinrec_hf.hub.files import CARD, Listing
+
+
+def push(listing: Listing, repo: str, *, private: bool | None = None, revision: str | None = None) -> CommitInfo:
+    """Push the listed files as one commit, so that the repo has all of them or stays as it was.
+
+    Args:
+        listing: from `list_files`; the folder must have its card.
+        repo: `"org/name"`; made if it does not exist.
+        private: visibility of a repo that is made here; the account's default if None.
+        revision: branch to commit to; made from the main one if it does not exist.
+
+    Raises:
+        ValueError: `listing` has no card.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses; nothing was committed.
+        ConnectionError: the Hub cannot be reached.
+    """
+    if CARD not in listing.sizes:
+        raise ValueError(f"{listing.folder} has no README.md: write its card first, by `pinrec card`")
+    api = HfApi(library_name="pinrec_hf")
+    try:
+        return _commit(api, listing, repo, private, revision)
+    except HfHubHTTPError:
+        raise
+    except HTTPError as error:
+        raise ConnectionError(f"the Hub at {api.endpoint} cannot be reached: {error}") from error
+
+
+def _commit(api: HfApi, listing: Listing, repo: str, private: bool | None, revision: str | None) -> CommitInfo:
+    repo_type = listing.repo_type
+    name = api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True)
+    operations = [CommitOperationAdd(path, os.fspath(listing.folder / path)) for path in listing.sizes]
+    with warnings.catch_warnings():  # that a model repo holds a data file: the items are part of the model
+        warnings.filterwarnings("ignore", message=".*about to commit a data file")
+        return api.create_commit(
+            name, operations, commit_message=f"Push {listing.kind} by pinrec_hf", repo_type=repo_type, revision=revision
+        )

@@ -6,7 +6,7 @@ import os
 import warnings
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HTTPError
 
 from pinrec_hf.hub.files import CARD, Listing
 
@@ -22,18 +22,16 @@ def push(listing: Listing, repo: str, *, private: bool | None = None, revision: 
 
     Raises:
         ValueError: `listing` has no card.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refuses; nothing was committed.
-        ConnectionError: the Hub cannot be reached.
+        OSError: the Hub refuses, or cannot be reached; nothing was committed.
     """
     if CARD not in listing.sizes:
         raise ValueError(f"{listing.folder} has no README.md: write its card first, by `pinrec card`")
     api = HfApi(library_name="pinrec_hf")
     try:
         return _commit(api, listing, repo, private, revision)
-    except HfHubHTTPError:
-        raise
-    except HTTPError as error:
-        raise ConnectionError(f"the Hub at {api.endpoint} cannot be reached: {error}") from error
+    except (HTTPError, RuntimeError) as error:  # huggingface_hub gives a RuntimeError where an upload is refused
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise OSError(f"nothing was committed to {repo} at {api.endpoint}: {reason}") from error
 
 
 def _commit(api: HfApi, listing: Listing, repo: str, private: bool | None, revision: str | None) -> CommitInfo:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class PinRecRetriever:
     @classmethod
     def from_pretrained(
         cls, name: str | os.PathLike[str], *, revision: str | None = None, device: str | None = None
-    ) -> PinRecRetriever:
+    ) -> Self:
         """Load model, tokenizer, index and item columns, which are released together.
 
         Args:
@@ -179,8 +179,6 @@ class PinRecRetriever:
             ValueError: k below 1, an unknown name, a budget that divides nothing, lists of another length than
                 `histories`, filters or columns that `items` lacks, more than one step.
         """
-        if num_steps != 1:
-            raise ValueError(f"num_steps={num_steps}: this version generates one step; leave num_steps out")
         k = _checked_k(k)
         histories = [histories] if isinstance(histories, Mapping) else list(histories)
         for i, history in enumerate(histories):
@@ -201,7 +199,7 @@ class PinRecRetriever:
             "request_features": _list_each("request_features", request_features, len(histories)),
         }
         requests = [
-            {"history": history, **{name: values[i] for name, values in fields.items()}}
+            {"history": history, "num_steps": num_steps, **{name: values[i] for name, values in fields.items()}}
             for i, history in enumerate(histories)
         ]
         return self.candidates(self.search(requests, min(k, max(1, len(self.index)))), columns)
@@ -213,6 +211,8 @@ class PinRecRetriever:
             ValueError: as `recommend`.
         """
         k = _checked_k(k)
+        if steps := {request.get("num_steps") for request in requests} - {None, 1}:
+            raise ValueError(f"num_steps={steps.pop()}: this version generates one step; leave num_steps out")
         rows = np.full((len(requests), k), -1, np.int64)
         scores = np.full((len(requests), k), -np.inf, np.float32)
         outcomes = np.full((len(requests), k), -1, np.int64)

@@ -30,6 +30,7 @@ from .configuration_pinrec import (
     PinRecConfig,
 )
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
+from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
 from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
 
@@ -107,7 +108,7 @@ class PinRecPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_temperature, math.log(0.05))
 
 
-class PinRecModel(PinRecPreTrainedModel):
+class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
     """The whole model: item encoder, event embedding, backbone and outcome head.
 
     A batch carries a table of its distinct items (`item_ids` and what the catalogue knows of them) and, for each

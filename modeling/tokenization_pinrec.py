@@ -77,7 +77,11 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
     # -- codes to tensors ----------------------------------------------------------------------------------------
 
     def pad(  # type: ignore[override]  # takes rows of events, not of token ids
-        self, encoded_inputs: Sequence[EncodedRow], extra_items: np.ndarray | None = None, **kwargs
+        self,
+        encoded_inputs: Sequence[EncodedRow],
+        extra_items: np.ndarray | None = None,
+        max_length: int | None = None,
+        **kwargs,
     ) -> BatchEncoding:
         """Encoded rows, each cut to its most recent events that fit, to a padded batch.
 
@@ -85,12 +89,13 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             encoded_inputs: what `encode` gave; a start event is put before each. A key `query_vector` (float32
                 `(query_size,)`) is the vector of the row's last event, a query.
             extra_items (int64 `(n,)`, *optional*): item ids that the item table must hold too.
+            max_length: events that fit, the start included; `model_max_length` by default.
 
         Returns:
             `event_*`, `surface_ids`, `outcome_sets`, `timestamps`, `time_gaps`, `attention_mask` of shape
             `(batch, length)` and the tables of items and queries: see `PinRecModel.forward`.
         """
-        rows = [_with_start(row, self.model_max_length) for row in encoded_inputs]
+        rows = [_with_start(row, max_length or self.model_max_length) for row in encoded_inputs]
         lengths = np.array([len(row["items"]) for row in rows])
         width = int(lengths.max())
         # left: the last event of every row stands in the last column
@@ -171,6 +176,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
         query_embedding: Sequence | None = None,
         context_item_id: Any = None,
         request_features: Sequence | None = None,
+        num_steps: int = 1,
         return_tensors: str = "pt",
     ) -> BatchEncoding:
         """Requests to a batch: each history, then the request's query or subject item as the last event.
@@ -180,6 +186,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             surface, timestamp (int seconds, UTC), query, query_embedding (floats `(query_size,)`),
                 context_item_id, request_features (list of strings such as `device=ios`, five at most): of the request;
                 one for all, or a list of one each.
+            num_steps: steps that will be generated: all but the first need a free position.
 
         Returns:
             what `pad` gives, and one target for each request: `target_positions`, `target_surfaces`,
@@ -192,6 +199,8 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r}: a PinRecModel takes PyTorch tensors, 'pt'")
+        if not 1 <= num_steps < self.model_max_length:
+            raise ValueError(f"num_steps={num_steps} must lie between 1 and {self.model_max_length - 1}: no more fit")
         if isinstance(histories, Mapping):
             histories = [histories]
         if not len(histories):
@@ -225,7 +234,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             rows[i] = {name: np.append(row[name], last[name]).astype(row[name].dtype) for name in EVENT_COLUMNS}
             if vectors[i] is not None:
                 rows[i]["query_vector"] = self._checked_query_vector(vectors[i], i)
-        batch = self.pad(rows)
+        batch = self.pad(rows, max_length=self.model_max_length - num_steps + 1)
         lengths = batch["attention_mask"].sum(-1)
         width = batch["attention_mask"].shape[1]
         last_position = torch.full_like(lengths, width - 1) if self.padding_side == "left" else lengths - 1

@@ -17,19 +17,7 @@ from pinrec_hf.commands import retrieval
 from pinrec_hf.commands.console import table
 from pinrec_hf.evaluation.baselines import TwoTowerConfig, TwoTowerModel
 
-COMMANDS = [
-    "simulate",
-    "prepare",
-    "embed",
-    "index",
-    "recommend",
-    "retrieve",
-    "export",
-    "evaluate",
-    "card",
-    "push",
-    "serve",
-]
+COMMANDS = ["simulate", "prepare", "embed", "index", "recommend", "retrieve", "export", "evaluate", "card", "push"]
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SHARE",
         help="what is wanted, and its share of the slots; repeatable (default: the surface's shares in training)",
     )
+    group.add_argument("--num-steps", type=int, metavar="N", help="events ahead that are generated (default: 1)")
     group.add_argument(
         "--exclude", action="append", default=[], metavar="ID", help="an item not to recommend; repeatable"
     )
@@ -140,7 +141,7 @@ def recommend(args: argparse.Namespace) -> None:
         return
     if split is not None:
         print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
-    shares = retriever.budget(request)
+    shares = retriever.model.resolve_budget(args.surface, request["outcome_budget"])
     wanted = ", ".join(f"{name or 'any outcome'} {share / sum(shares.values()):.0%}" for name, share in shares.items())
     about = f' for "{args.query}"' if args.query else f" beside {args.context_item}" if args.context_item else ""
     print(f"recommended on {args.surface or 'an unknown surface'}{about} ({wanted})\n")
@@ -195,6 +196,7 @@ def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, 
         "context_item_id": None if args.context_item is None else _item_id(args.context_item, retriever),
         "request_features": args.request_feature or None,
         "outcome_budget": parse_shares(args.outcome) if args.outcome else None,
+        "num_steps": args.num_steps,
         "exclude": [_item_id(text, retriever) for text in args.exclude] or None,
     }
     if args.filter:

@@ -57,6 +57,8 @@ class TwoTowerModel(PinRecModel):
         cache: Cache | None,
         **kwargs,
     ) -> Tensor:
+        if cache is not None:
+            raise ValueError("a two-tower pools a history and generates no next event: use num_steps=1")
         batch, length, size = events.shape
         mask = create_causal_mask(self.config, events, attention_mask, cache, position_ids, allow_is_causal_skip=False)
         if mask.dtype == torch.bool:

@@ -90,7 +90,7 @@ def _write_part(path: Path, retriever: PinRecRetriever, requests: list[dict[str,
             "item_id": pa.array(ids, pa.int64() if retriever.tokenizer.catalogue.id_type == "integer" else pa.string()),
             "score": pa.array(found.scores[there]),
             "outcome": pa.array(found.names, pa.string()).take(pa.array(found.outcomes[there])),
-            "step": pa.array(np.ones(len(request), np.int32)),
+            "step": pa.array(found.steps[there].astype(np.int32)),
         }
     )
     partial = path.with_suffix(".partial")

@@ -1,12 +1,14 @@
 """Items and requests to embeddings, in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import BatchEncoding
 
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
@@ -63,23 +65,87 @@ def encode_requests(
     Raises:
         ValueError: an unknown name, as the tokenizer says it.
     """
+    codes = torch.tensor([tokenizer.outcome_code(name) for name in outcomes])
+    embeddings = np.empty((len(requests), len(outcomes), model.config.embedding_size), np.float32)
+    for chosen, batch in _batches(model, tokenizer, requests, 1, batch_size):
+        for name in {"target_positions", "target_surfaces", "target_timestamps", "target_features"} & set(batch):
+            batch[name] = batch[name].expand(-1, len(codes))
+        batch["target_outcomes"] = codes.expand(len(chosen), -1)
+        embeddings[chosen] = model.get_user_features(**batch.to(model.device)).float().cpu().numpy()
+    return embeddings
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` wrote for one request; arrays with an entry an embedding.
+
+    Attributes:
+        embeddings: float32 `(embeddings, embedding_size)`, in the order of generation.
+        outcomes: int64 codes, 0 unspecified, else place in the config's `outcomes` + 1. steps: int64, from 1.
+        weights: float64, each one's share of the request's slots.
+    """
+
+    embeddings: np.ndarray
+    outcomes: np.ndarray
+    steps: np.ndarray
+    weights: np.ndarray
+
+
+@torch.inference_mode()
+def generate_requests(
+    model: PinRecModel,
+    tokenizer: PinRecTokenizer,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    num_steps: int = 1,
+    item_embeddings: np.ndarray | None = None,
+    batch_size: int = 256,
+) -> list[Generated]:
+    """What the model generates for requests, under their own `outcome_budget` or their surface's, at all of its time
+    offsets.
+
+    Args:
+        item_embeddings: float32 `(items, embedding_size)`, to feed back whole items, see `PinRecGeneration.generate`.
+
+    Raises:
+        ValueError: as the tokenizer and `generate`.
+    """
+    items = None if item_embeddings is None else torch.from_numpy(item_embeddings).to(model.device)
+    generated: dict[int, Generated] = {}
+    for chosen, batch in _batches(model, tokenizer, requests, num_steps, batch_size):
+        output = model.generate(
+            **batch.to(model.device),
+            outcome_budget=[requests[i].get("outcome_budget") for i in chosen],
+            num_steps=num_steps,
+            offsets=model.config.time_offsets or [0],
+            item_embeddings=items,
+        )
+        embeddings, weights = output.embeddings.float().cpu().numpy(), output.weights.double().cpu().numpy()
+        outcomes, steps = output.outcomes.cpu().numpy(), output.steps.cpu().numpy()
+        for row, i in enumerate(chosen):
+            wanted = weights[row] > 0
+            generated[i] = Generated(*(part[row][wanted] for part in (embeddings, outcomes, steps, weights)))
+    return [generated[i] for i in range(len(requests))]
+
+
+def _batches(
+    model: PinRecModel,
+    tokenizer: PinRecTokenizer,
+    requests: Sequence[Mapping[str, Any]],
+    num_steps: int,
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
+    """Requests as batches, each with the indexes of its requests; the model is put into eval mode."""
     check_catalogue(model, tokenizer)
     model.eval()
-    codes = torch.tensor([tokenizer.outcome_code(name) for name in outcomes])
     # neighbours of similar length share a batch, so that little of it is padding
     lengths = np.array([len(request["history"].get("item_id", ())) for request in requests])
     order = np.argsort(lengths, kind="stable")
-    embeddings = np.empty((len(requests), len(outcomes), model.config.embedding_size), np.float32)
     for start in range(0, len(requests), batch_size):
         chosen = order[start : start + batch_size]
         part = [requests[i] for i in chosen]
         fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
-        batch = tokenizer([request["history"] for request in part], **fields)
-        for name in {"target_positions", "target_surfaces", "target_timestamps", "target_features"} & set(batch):
-            batch[name] = batch[name].expand(-1, len(codes))
-        batch["target_outcomes"] = codes.expand(len(part), -1)
-        embeddings[chosen] = model.get_user_features(**batch.to(model.device)).float().cpu().numpy()
-    return embeddings
+        yield chosen, tokenizer([request["history"] for request in part], num_steps=num_steps, **fields)
 
 
 def encoder_fingerprint(model: PinRecModel) -> str:

@@ -32,9 +32,10 @@ def export_parquet(
 ) -> dict[str, Any]:
     """Write `items.parquet` (`item_id`, `embedding`) and, with users, `users.parquet`.
 
-    A user has one vector for each outcome of the request's budget: columns `request` (int64, the row of the users'
-    files), `user_id`, `outcome` (null = unspecified), `share` (float64, of the slots) and `embedding`. Items rank by
-    inner product; under a dot product the last dimension is the item's bias, and 1 in every user's vector.
+    A user has one vector for each step and outcome of the request's budget: columns `request` (int64, the row of the
+    users' files), `user_id`, `outcome` (null = unspecified), `step` (int32), `share` (float64, of the slots) and
+    `embedding`. Items rank by inner product; under a dot product the last dimension is the item's bias, and 1 in every
+    user's vector.
     `export.json` says so, with the fingerprints of the encoder and the catalogue that made them.
 
     Args:
@@ -70,6 +71,7 @@ def export_parquet(
                     ("request", pa.int64()),
                     ("user_id", files.schema.field("user_id").type),
                     ("outcome", pa.string()),
+                    ("step", pa.int32()),
                     ("share", pa.float64()),
                     ("embedding", VECTOR),
                 ]
@@ -92,16 +94,16 @@ def _user_tables(retriever: PinRecRetriever, files: UserFiles, schema: pa.Schema
     first = 0
     for batch in files.batches(512):
         requests = files.requests(batch)
-        found = list(retriever.embed(requests))
-        counts = [len(budget) for _, budget in found]
-        row = np.repeat(np.arange(len(found)), counts)
-        shares = [share / sum(budget.values()) for _, budget in found for share in budget.values()]
+        found = retriever.generate(requests)
+        row = np.repeat(np.arange(len(found)), [len(by.weights) for by in found])
+        names = pa.array([None, *retriever.model.config.outcomes], pa.string())
         columns = [
             pa.array(first + row),
             batch["user_id"].take(pa.array(row)),
-            pa.array([name for _, budget in found for name in budget], pa.string()),
-            pa.array(shares, pa.float64()),
-            _vectors(np.concatenate([embeddings for embeddings, _ in found])),
+            names.take(pa.array(np.concatenate([by.outcomes for by in found]))),
+            pa.array(np.concatenate([by.steps for by in found]).astype(np.int32)),
+            pa.array(np.concatenate([by.weights for by in found]), pa.float64()),
+            _vectors(np.concatenate([by.embeddings for by in found])),
         ]
         yield pa.table(columns, schema=schema)
         first += len(found)

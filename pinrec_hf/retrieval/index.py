@@ -124,6 +124,17 @@ class ItemIndex:
     def __len__(self) -> int:
         return int(len(self._rows) - self._removed.sum())
 
+    def catalogue_embeddings(self) -> np.ndarray:
+        """Embeddings in the order of the catalogue's rows: float32 `(rows, d)`, zeros where a row was never added.
+
+        An item that was removed keeps its own.
+        """
+        if len(self._rows) == self._rows.max() + 1 and (self._rows == np.arange(len(self._rows))).all():
+            return self._vectors
+        embeddings = np.zeros((int(self._rows.max()) + 1, self.dimension), np.float32)
+        embeddings[self._rows] = self._vectors
+        return embeddings
+
     def search(
         self,
         queries: np.ndarray,

@@ -34,22 +34,30 @@ def allocate_slots(weights: np.ndarray, k: int) -> np.ndarray:
     return slots
 
 
-def merge_similar(embeddings: np.ndarray, weights: np.ndarray, threshold: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-    """Merge each query, in order, into the most similar kept one if their cosine is above the threshold.
+def merge_similar(
+    embeddings: np.ndarray, weights: np.ndarray, kinds: np.ndarray, threshold: float = 0.9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge each query, in order, into the most similar kept one of its kind if their cosine is above the threshold.
+
+    A kind is an outcome: the paper merges across outcomes too (v4, section 3.4), which would give the share of one
+    that was asked for to another.
 
     Args:
         embeddings: float of shape `(q, d)`, in the order of generation.
         weights: float of shape `(q,)`; a merged query's weight is added to that of the one it joins.
+        kinds: int of shape `(q,)`.
 
     Returns:
         Indexes of the kept queries, int64 `(kept,)` ascending, and their weights, float64 `(kept,)`.
     """
     embeddings, weights = np.asarray(embeddings, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    if embeddings.ndim != 2 or weights.shape != embeddings.shape[:1]:
-        raise ValueError(f"embeddings {embeddings.shape} and weights {weights.shape} differ; give (q, d) and (q,)")
+    if embeddings.ndim != 2 or not weights.shape == kinds.shape == embeddings.shape[:1]:
+        raise ValueError(
+            f"embeddings {embeddings.shape}, weights {weights.shape}, kinds {kinds.shape} differ: (q, d), (q,), (q,)"
+        )
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     directions = embeddings / np.where(lengths == 0, 1, lengths)
-    cosines = directions @ directions.T
+    cosines = np.where(kinds[:, None] == kinds, directions @ directions.T, -np.inf)
     kept: list[int] = []
     total = weights.copy()
     for query in range(len(embeddings)):

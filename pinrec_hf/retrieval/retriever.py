@@ -1,7 +1,7 @@
-"""`PinRecRetriever`: requests to candidates, one step.
+"""`PinRecRetriever`: requests to candidates.
 
-    request -> embedding of each outcome in its budget -> similar ones merged -> each its own search of the index
-            -> lists take turns for the k slots, each outcome its share -> candidates
+    request -> embeddings, of each outcome in its budget at each step -> similar ones merged -> each its own search of
+            the index -> lists take turns for the k slots, each outcome its share -> candidates
 
 A global top k over the lists would favour one outcome (Multi-Embedding Retrieval, arXiv 2506.23060).
 """
@@ -11,22 +11,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
-from pinrec_hf.retrieval.budget import Budget, check_budget
 from pinrec_hf.retrieval.eligible import Eligibility
-from pinrec_hf.retrieval.encode import encode_items, encode_requests, encoder_fingerprint
+from pinrec_hf.retrieval.encode import Generated, encode_items, encoder_fingerprint, generate_requests
 from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
 from pinrec_hf.retrieval.pretrained import check_belongs, find_folder, load_pretrained
 
 SIMILAR = 0.9
-"""Embeddings of one request with a higher cosine than this are one (PinRec v4, section 3.4)."""
+"""Embeddings of one request and outcome with a higher cosine than this are one (PinRec v4, section 3.4)."""
 
 REQUESTS_AT_ONCE = 512
 Request = Mapping[str, Any]
@@ -63,11 +62,13 @@ class Retrieved:
     Attributes:
         rows: int64 catalogue rows, -1 where fewer than k items remain. scores: float32, -inf there.
         outcomes: int64, which of `names` brought it, -1 there. names: outcomes, None = unspecified.
+        steps: int64, the step that brought it, from 1, -1 there.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     outcomes: np.ndarray
+    steps: np.ndarray
     names: list[str | None]
 
 
@@ -78,13 +79,21 @@ class PinRecRetriever:
         model, tokenizer: of one pretraining.
         index: of this model's items.
         items (*optional*): display and filter columns.
+        num_steps: steps to generate for requests that do not say.
+        similar: cosine above which embeddings of one request and outcome are one.
 
     Raises:
         ValueError: they do not belong together.
     """
 
     def __init__(
-        self, model: PinRecModel, tokenizer: PinRecTokenizer, index: ItemIndex, items: ItemTable | None = None
+        self,
+        model: PinRecModel,
+        tokenizer: PinRecTokenizer,
+        index: ItemIndex,
+        items: ItemTable | None = None,
+        num_steps: int = 1,
+        similar: float = SIMILAR,
     ) -> None:
         check_belongs(model, tokenizer)
         made_by = index.encoder_fingerprint, index.catalogue_fingerprint
@@ -94,12 +103,13 @@ class PinRecRetriever:
                 "PinRecRetriever.build"
             )
         self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
+        self.num_steps, self.similar = num_steps, similar
         self._eligibility = Eligibility(tokenizer.catalogue, items)
 
     @classmethod
     def from_pretrained(
         cls, name: str | os.PathLike[str], *, revision: str | None = None, device: str | None = None
-    ) -> Self:
+    ) -> PinRecRetriever:
         """Load model, tokenizer, index and item columns, which are released together.
 
         Args:
@@ -150,7 +160,7 @@ class PinRecRetriever:
         context_item_id: Any = None,
         request_features: Sequence[Any] | None = None,
         outcome_budget: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
-        num_steps: int = 1,
+        num_steps: int | None = None,
         k: int = 100,
         exclude: Sequence[Any] | None = None,
         filters: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
@@ -169,6 +179,7 @@ class PinRecRetriever:
             request_features: strings such as `device=ios`, for a model that reads them.
             outcome_budget: shares of the k slots, `{"save": 0.7, "click": 0.3}`; by default what the model's config
                 says of the surface, else an unspecified outcome gets them all.
+            num_steps: events ahead that are generated; the retriever's own number by default.
             k: items a request; fewer come only where fewer exist.
             exclude: item ids not to be recommended, besides those acted on in the history and the subject item;
                 ids that the catalogue lacks do no harm.
@@ -177,7 +188,7 @@ class PinRecRetriever:
 
         Raises:
             ValueError: k below 1, an unknown name, a budget that divides nothing, lists of another length than
-                `histories`, filters or columns that `items` lacks, more than one step.
+                `histories`, filters or columns that `items` lacks, no step or more than the model has positions for.
         """
         k = _checked_k(k)
         histories = [histories] if isinstance(histories, Mapping) else list(histories)
@@ -211,19 +222,16 @@ class PinRecRetriever:
             ValueError: as `recommend`.
         """
         k = _checked_k(k)
-        if steps := {request.get("num_steps") for request in requests} - {None, 1}:
-            raise ValueError(f"num_steps={steps.pop()}: this version generates one step; leave num_steps out")
         rows = np.full((len(requests), k), -1, np.int64)
         scores = np.full((len(requests), k), -np.inf, np.float32)
-        outcomes = np.full((len(requests), k), -1, np.int64)
-        names: list[str | None] = [None, *self.model.config.positive_outcomes]
+        outcomes, steps = np.full((2, len(requests), k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
-            for i, (found, found_scores, slots, wanted) in enumerate(self._lists(part, k), start=start):
-                rows[i], scores[i], source = round_robin(found, found_scores, slots, k)
-                codes = np.array([names.index(name) for name in wanted])
-                outcomes[i] = np.where(source >= 0, codes[source], -1)
-        return Retrieved(rows, scores, outcomes, names)
+            for i, (found, found_scores, by) in enumerate(self._lists(part, k, self.similar), start=start):
+                rows[i], scores[i], source = round_robin(found, found_scores, allocate_slots(by.weights, k), k)
+                outcomes[i] = np.where(source >= 0, by.outcomes[source], -1)
+                steps[i] = np.where(source >= 0, by.steps[source], -1)
+        return Retrieved(rows, scores, outcomes, steps, [None, *self.model.config.outcomes])
 
     def rank(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker.
@@ -235,13 +243,15 @@ class PinRecRetriever:
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
 
-        Similar ones are not merged. There are as many embeddings as positive outcomes; where a request's budget has
-        fewer, the rest is -1.
+        Similar ones are not merged. There are as many embeddings as positive outcomes, steps and time offsets; where a
+        request's budget has fewer, the rest is -1.
         """
-        rows = np.full((len(requests), max(1, len(self.model.config.positive_outcomes)), k), -1, np.int64)
+        config = self.model.config
+        most = max(1, len(config.positive_outcomes)) * max(1, len(config.time_offsets)) * self.num_steps
+        rows = np.full((len(requests), most, k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = self._readable(requests[start : start + REQUESTS_AT_ONCE])
-            for i, (found, _, _, _) in enumerate(self._lists(part, k, similar=np.inf), start=start):
+            for i, (found, _, _) in enumerate(self._lists(part, k, np.inf), start=start):
                 rows[i, : len(found), : found.shape[1]] = found
         return rows
 
@@ -262,13 +272,14 @@ class PinRecRetriever:
             raise ValueError(f"columns {list(columns)}: items.parquet is missing from the model's folder")
         shown = {name: self.items.values(name, rows) for name in columns if self.items is not None}
         flat = [
-            Candidate(item_id, row, score, retrieved.names[outcome], columns={name: shown[name][i] for name in shown})
-            for i, (item_id, row, score, outcome) in enumerate(
+            Candidate(item_id, row, score, retrieved.names[outcome], step, {name: shown[name][i] for name in shown})
+            for i, (item_id, row, score, outcome, step) in enumerate(
                 zip(
                     self.tokenizer.catalogue.ids(rows),
                     rows.tolist(),
                     retrieved.scores[there].tolist(),
                     retrieved.outcomes[there].tolist(),
+                    retrieved.steps[there].tolist(),
                     strict=True,
                 )
             )
@@ -276,37 +287,34 @@ class PinRecRetriever:
         ends = np.cumsum(there.sum(axis=1)).tolist()
         return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
-    def budget(self, request: Request) -> Budget:
-        """The request's own budget, else its surface's default, else everything to an unspecified outcome.
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """The embeddings of each request, with outcome, step and weight; whole items are fed back between steps.
 
         Raises:
-            ValueError: see `check_budget`.
+            ValueError: an unknown name, a budget that divides nothing, a number of steps that does not fit.
         """
-        given = request.get("outcome_budget")
-        if given is None:
-            given = self.model.config.outcome_budgets.get(request.get("surface")) or {None: 1.0}
-        return check_budget(given, self.tokenizer)
-
-    def embed(self, requests: Sequence[Request]) -> Iterator[tuple[np.ndarray, Budget]]:
-        """For each request the embeddings float32 `(outcomes, embedding_size)` of its budget, and the budget."""
-        budgets = [self.budget(request) for request in requests]
-        outcomes = list(dict.fromkeys(name for budget in budgets for name in budget))
-        embeddings = encode_requests(self.model, self.tokenizer, requests, outcomes)
-        for embedding, budget in zip(embeddings, budgets, strict=True):
-            yield embedding[[outcomes.index(name) for name in budget]], budget
+        groups: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            steps = request.get("num_steps")
+            groups.setdefault(self.num_steps if steps is None else steps, []).append(i)
+        generated: dict[int, Generated] = {}
+        for steps, members in groups.items():
+            some = [requests[i] for i in members]
+            items = None if steps == 1 else self.index.catalogue_embeddings()
+            found = generate_requests(self.model, self.tokenizer, some, num_steps=steps, item_embeddings=items)
+            generated.update(zip(members, found, strict=True))
+        return [generated[i] for i in range(len(requests))]
 
     def _lists(
-        self, requests: Sequence[Request], k: int, similar: float = SIMILAR
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]]:
-        """For each request its embeddings' ranked lists: rows and scores `(embeddings, <= k)`, slots, outcomes."""
-        queries, slots, wanted = [], [], []
-        for embeddings, budget in self.embed(requests):
+        self, requests: Sequence[Request], k: int, similar: float
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Generated]]:
+        """For each request its embeddings' ranked lists, rows and scores `(embeddings, <= k)`, and what wrote them."""
+        written = []
+        for by in self.generate(requests):
             # the last dimension of a dot product's embedding is the constant that meets the item bias
-            directions = embeddings[:, : self.model.config.hidden_size]
-            kept, shares = merge_similar(directions, np.array(list(budget.values())), similar)
-            queries.append(embeddings[kept])
-            slots.append(allocate_slots(shares, k))
-            wanted.append([list(budget)[place] for place in kept.tolist()])
+            directions = by.embeddings[:, : self.model.config.hidden_size]
+            kept, weights = merge_similar(directions, by.weights, by.outcomes, similar)
+            written.append(Generated(by.embeddings[kept], by.outcomes[kept], by.steps[kept], weights))
         excluded = [self._eligibility.excluded_rows(request) for request in requests]
         groups: dict[str, list[int]] = {}
         keys = [self._eligibility.key(request) for request in requests]
@@ -315,9 +323,9 @@ class PinRecRetriever:
         depth = max(1, min(k, len(self.index)))  # of each list: other lists may take what it has first
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for members in groups.values():
-            counts = [len(queries[i]) for i in members]
+            counts = [len(written[i].weights) for i in members]
             scores, rows = self.index.search(
-                np.concatenate([queries[i] for i in members]),
+                np.concatenate([written[i].embeddings for i in members]),
                 depth,
                 allowed=self._eligibility.mask(keys[members[0]]),
                 excluded_rows=[excluded[i] for i, count in zip(members, counts, strict=True) for _ in range(count)],
@@ -326,7 +334,7 @@ class PinRecRetriever:
             for i, start, end in zip(members, ends - counts, ends, strict=True):
                 found[i] = rows[start:end], scores[start:end]
         for i in range(len(requests)):
-            yield *found[i], slots[i], wanted[i]
+            yield *found[i], written[i]
 
 
 def _checked_k(k: Any) -> int:

@@ -26,6 +26,7 @@ REQUEST_COLUMNS = (
     "context_item_id",
     "request_features",
     "outcome_budget",
+    "num_steps",
     "exclude",
     "filters",
 )

@@ -52,24 +52,29 @@ def test_bad_k_and_shapes():
     with pytest.raises(ValueError, match="differ"):
         round_robin(np.ones((2, 3), int), np.ones((2, 2)), np.ones(2, int), 1)
     with pytest.raises(ValueError, match="differ"):
-        merge_similar(np.ones((2, 3)), np.ones(3))
+        merge_similar(np.ones((2, 3)), np.ones(3), np.ones(2))
 
 
 def test_merge_similar_by_hand():
     angles = np.radians([0, 10, 90, 20, 95, 30])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [5], [2], [3], [1], [9]])
-    kept, weights = merge_similar(embeddings, np.array([1, 2, 4, 8, 16, 32]))
+    one = np.zeros(6)
+    kept, weights = merge_similar(embeddings, np.array([1, 2, 4, 8, 16, 32]), one)
     # 10 and 20 degrees join 0 (cosine .98, .94), 95 joins 90; 30 is too far from 0 and stays (.87)
     assert kept.tolist() == [0, 2, 5]
     assert weights.tolist() == [11, 20, 32]
-    assert merge_similar(embeddings, np.ones(6), threshold=1)[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert merge_similar(embeddings, np.ones(6), one, threshold=1)[0].tolist() == [0, 1, 2, 3, 4, 5]
+    # of two kinds: 20 joins 0, 10 stands alone
+    kept, weights = merge_similar(embeddings, np.array([1, 2, 4, 8, 16, 32]), np.array([0, 1, 0, 0, 0, 0]))
+    assert kept.tolist() == [0, 1, 2, 5]
+    assert weights.tolist() == [9, 2, 20, 32]
 
 
 @given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 2**32 - 1), st.floats(-0.5, 0.99))
 def test_merge_similar_properties(q, d, seed, threshold):
     rng = np.random.default_rng(seed)
     embeddings, weights = rng.normal(size=(q, d)).round(1), rng.random(q)
-    kept, merged = merge_similar(embeddings, weights, threshold)
+    kept, merged = merge_similar(embeddings, weights, np.zeros(q), threshold)
     assert np.isclose(merged.sum(), weights.sum())
     assert (np.diff(kept) > 0).all()
     assert q == 0 or kept[0] == 0

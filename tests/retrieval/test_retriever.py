@@ -160,14 +160,39 @@ def test_a_budget_of_each_request(divided):
     assert [by_outcome(candidates) for candidates in lists] == [{"save": 4}, {"click": 3, "save": 1}]
 
 
-def test_similar_embeddings_are_one_query(retriever, monkeypatch):
-    """Where the outcomes make no difference, the first takes all slots, items as if alone."""
-    weight = retriever.model.outcome_head.outcomes.weight
-    monkeypatch.setattr(weight, "data", torch.zeros_like(weight))
-    (merged,) = retriever.recommend([{}], surface="homefeed", outcome_budget={"save": 1, "click": 1}, k=10)
-    (alone,) = retriever.recommend([{}], surface="homefeed", outcome_budget={"save": 1}, k=10)
-    assert by_outcome(merged) == {"save": 10}
-    assert ids(merged) == ids(alone)
+def test_similar_embeddings_of_an_outcome_are_one_query(make_model, tokenizer):
+    """Where nothing moves from step to step, the first step takes all slots; outcomes keep their shares."""
+    retriever = PinRecRetriever.build(make_model(), tokenizer)
+    retriever.num_steps = 3
+    several = retriever.search([request_of({"save": 1, "click": 1})], 10)
+    assert set(several.steps[0]) == {1, 2, 3}
+    retriever.similar = -1.0  # all are similar
+    merged = retriever.search([request_of({"save": 1, "click": 1})], 10)
+    assert set(merged.steps[0]) == {1}
+    assert np.bincount(merged.outcomes[0])[[1, 2]].tolist() == [5, 5]
+
+
+def request_of(budget, **fields):
+    return {"history": {}, "surface": "homefeed", "outcome_budget": budget, **fields}
+
+
+def test_steps_share_the_slots(retriever):
+    found = retriever.search([request_of({"save": 0.5, "click": 0.5}, num_steps=2), request_of({"save": 1})], 8)
+    pairs = list(zip(found.outcomes[0].tolist(), found.steps[0].tolist(), strict=True))
+    if len(set(pairs)) == 4:  # none merged
+        assert sorted(pairs) == sorted([(o, s) for o in (1, 2) for s in (1, 2)] * 2)
+    assert found.steps[1].tolist() == [1] * 8
+    assert len(set(found.rows[0])) == 8
+    (alone,) = retriever.recommend(
+        [{}], surface="homefeed", outcome_budget={"save": 0.5, "click": 0.5}, num_steps=2, k=8
+    )
+    assert [candidate.row for candidate in alone] == found.rows[0].tolist()
+    assert [candidate.step for candidate in alone] == found.steps[0].tolist()
+
+
+def test_more_slots_than_the_lists_could_give_are_refilled(retriever):
+    (candidates,) = retriever.recommend([{}], surface="homefeed", num_steps=4, k=1000)
+    assert len(candidates) == len({candidate.row for candidate in candidates}) == 60
 
 
 @pytest.mark.parametrize(
@@ -284,7 +309,8 @@ def test_k_is_a_whole_number_from_one(retriever, k):
         ({"surface": "serach"}, r"'serach' is not among.*homefeed"),
         ({"surface": ["homefeed", "search"]}, "surface has 2 entries for 1"),
         ({"outcome_budget": [None, None]}, "outcome_budget has 2 entries for 1"),
-        ({"num_steps": 3}, "num_steps=3"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 64}, "num_steps=64"),
         ({"exclude": "p1"}, "give a list"),
         ({"exclude": [17]}, "string ids"),
         ({"context_item_id": 17}, "string ids"),

@@ -141,7 +141,7 @@ def recommend(args: argparse.Namespace) -> None:
         return
     if split is not None:
         print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
-    shares = retriever.model.resolve_budget(args.surface, request["outcome_budget"])
+    shares = retriever.model.resolve_budget(args.surface, request.get("outcome_budget"))
     wanted = ", ".join(f"{name or 'any outcome'} {share / sum(shares.values()):.0%}" for name, share in shares.items())
     about = f' for "{args.query}"' if args.query else f" beside {args.context_item}" if args.context_item else ""
     print(f"recommended on {args.surface or 'an unknown surface'}{about} ({wanted})\n")

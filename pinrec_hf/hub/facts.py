@@ -40,7 +40,7 @@ def data_facts(data: Mapping[str, Any]) -> str:
             [surface, *(f"{row.get(outcome, 0):,}" for outcome in outcomes)]
             for surface, row in data["outcome_counts"].items()
         ]
-        lines.append(Table("", header, rows).grid())
+        lines += ["What users did:", Table("", header, rows).grid()]
     return "\n\n".join(lines)
 
 

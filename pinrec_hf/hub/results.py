@@ -105,7 +105,11 @@ def limits(report: SavedReport | None) -> list[str]:
     coverage = MISSING
     if system is not None:
         coverage = f"{system.coverage[f'coverage@{k}']:,} of {system.catalogue_size:,} items"
-    events = "short histories" if shortest is None else f"the shortest histories of {FEWEST_USERS} users or more, {shortest} events"
+    events = (
+        "short histories"
+        if shortest is None
+        else f"the shortest histories of {FEWEST_USERS} users or more, {shortest} events"
+    )
     return [
         f"Recall@{k} of the least popular quarter of items: {recall(popularity, least)}; of the most popular quarter: "
         f"{recall(popularity, most)}; of items that training never saw: {recall(popularity, cold)}.",

@@ -1,6 +1,7 @@
 """`PinRecConfig`: what a PinRec model is made of, and the three presets."""
 
 from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -102,7 +103,7 @@ class PinRecConfig(PreTrainedConfig):
     catalogue_fingerprint: str | None = None
     preset: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.surfaces = list(self.surfaces or [])
         self.outcomes = list(self.outcomes or [])
         self.negative_outcomes = list(self.negative_outcomes or [])
@@ -115,7 +116,7 @@ class PinRecConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_preset(cls, preset: str, **kwargs) -> "PinRecConfig":
+    def from_preset(cls, preset: str, **kwargs: Any) -> "PinRecConfig":
         """A config of the named size; keyword arguments override its fields.
 
         Raises:
@@ -129,7 +130,7 @@ class PinRecConfig(PreTrainedConfig):
         return cls(**{**PRESETS[preset], "preset": preset, **kwargs})
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As everywhere in transformers, but another model's config is refused, which they only warn about."""
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
@@ -148,7 +149,7 @@ class PinRecConfig(PreTrainedConfig):
         """Width of item and user embeddings: a dot product carries the item bias as one more dimension."""
         return self.hidden_size + (self.similarity == "dot")
 
-    def validate_pinrec(self):
+    def validate_pinrec(self) -> None:
         """Refuses fields that contradict each other; runs when a config is made, loaded or saved."""
         choices = {
             "similarity": ("dot", "cosine"),

@@ -7,6 +7,8 @@ catalogue without bias (Bengio and Senecal 2008; the positive is there with prob
 arXiv 2507.09331).
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,14 +18,14 @@ class _GatherRows(torch.autograd.Function):
     """All ranks' rows in rank order; the gradient of every rank's loss flows back to the rank that made the row."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.size = rows.shape[0]
         gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rows.contiguous())
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         start = dist.get_rank() * ctx.size
@@ -137,7 +139,10 @@ class _WeightedSoftmax(torch.autograd.Function):
     BLOCK = 256
 
     @staticmethod
-    def forward(ctx, queries, positives, pool, log_weights, own, row, times, availability, weights, hard) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, positives: Tensor, pool: Tensor, log_weights: Tensor, own: Tensor, row: Tensor,
+        times: Tensor, availability: Tensor | None, weights: Tensor, hard: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         grad_queries, grad_pool = torch.zeros_like(queries), torch.zeros_like(pool)
         positive_logits = (queries * positives).sum(-1)
         pull = torch.empty_like(positive_logits)
@@ -161,7 +166,7 @@ class _WeightedSoftmax(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None, None, None
 
 

@@ -71,7 +71,9 @@ class PinRecPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": PinRecLayer, "attentions": PinRecAttention}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """As everywhere in transformers, but weights that are cut off or missing are an error, not a warning.
 
         Raises:
@@ -141,7 +143,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Cache | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         """`(batch, length, hidden_size)` events to hidden states of the same shape, each seeing no later event."""
         mask = create_causal_mask(self.config, events, attention_mask, cache, position_ids)
@@ -192,7 +194,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         # an event without a query adds nothing, whether or not another one in its batch has one
         return self.query_encoder(is_query * FIRST_ITEM, query_hashes, query_vectors, None) * is_query[:, None]
 
-    def get_user_features(self, **batch) -> Tensor:
+    def get_user_features(self, **batch: Any) -> Tensor:
         """User embeddings `(batch, targets, embedding_size)` of what `PinRecTokenizer` made of requests."""
         return self(**batch).embeddings
 
@@ -233,7 +235,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> PinRecModelOutput:
         r"""
         Args:

@@ -51,7 +51,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
         request_features: bool = False,
         catalogue: Catalogue | None = None,
         queries: Catalogue | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         found = catalogue if catalogue_file is None else Catalogue.open(catalogue_file)
         self.query_catalogue = queries if queries_file is None else Catalogue.open(queries_file)
@@ -81,7 +81,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
         encoded_inputs: Sequence[EncodedRow],
         extra_items: np.ndarray | None = None,
         max_length: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchEncoding:
         """Encoded rows, each cut to its most recent events that fit, to a padded batch.
 
@@ -290,7 +290,7 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             f"negative_outcomes={self.negative_outcomes}, model_max_length={self.model_max_length})"
         )
 
-    def decode(self, token_ids: Any, **kwargs) -> list[Any]:  # type: ignore[override]  # ids, not text
+    def decode(self, token_ids: Any, **kwargs: Any) -> list[Any]:  # type: ignore[override]  # ids, not text
         """Item codes back to item ids; `None` for none and unknown."""
         codes = np.atleast_1d(np.asarray(token_ids, np.int64))
         real = codes >= FIRST_ITEM

@@ -36,7 +36,9 @@ class PinRecTrainer(Trainer):
 
     args: PinRecTrainingArguments
 
-    def __init__(self, *args, validate: Callable[[PinRecModel], dict[str, float]] | None = None, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, validate: Callable[[PinRecModel], dict[str, float]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.validate = validate
 
@@ -50,7 +52,7 @@ class PinRecTrainer(Trainer):
         """Matrices of linear layers decay; embeddings, norms, biases and the temperature do not."""
         return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
-    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Recall on the validation requests, instead of the loss: what the model is for."""
         if self.validate is None:
             return {}
@@ -65,7 +67,7 @@ class PinRecTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, *args, **kwargs) -> None:
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

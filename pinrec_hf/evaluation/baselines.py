@@ -55,7 +55,7 @@ class TwoTowerModel(PinRecModel):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Cache | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         if cache is not None:
             raise ValueError("a two-tower pools a history and generates no next event: use num_steps=1")

@@ -130,7 +130,7 @@ def test_two_processes_make_the_losses_of_one(tiny_data: Path, tmp_path: Path) -
                "load_best_model_at_end": False, "max_steps": 6}  # fmt: skip
     one = run(*arguments(tiny_data, tmp_path / "one", **changes, per_device_train_batch_size=8))
     assert one.returncode == 0, one.stderr[-3000:]
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     two = run(*arguments(tiny_data, tmp_path / "two", **changes), launcher=launcher)
     assert two.returncode == 0, two.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)

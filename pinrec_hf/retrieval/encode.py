@@ -82,13 +82,17 @@ class Generated:
     Attributes:
         embeddings: float32 `(embeddings, embedding_size)`, in the order of generation.
         outcomes: int64 codes, 0 unspecified, else place in the config's `outcomes` + 1. steps: int64, from 1.
-        weights: float64, each one's share of the request's slots.
+        offsets: int64 seconds after the request. weights: float64, each one's share of the request's slots.
+        fed_rows: int64 `(num_steps - 1,)` catalogue rows that were fed back after each step; empty where embeddings
+            themselves were.
     """
 
     embeddings: np.ndarray
     outcomes: np.ndarray
     steps: np.ndarray
+    offsets: np.ndarray
     weights: np.ndarray
+    fed_rows: np.ndarray
 
 
 @torch.inference_mode()
@@ -120,11 +124,14 @@ def generate_requests(
             offsets=model.config.time_offsets or [0],
             item_embeddings=items,
         )
-        embeddings, weights = output.embeddings.float().cpu().numpy(), output.weights.double().cpu().numpy()
-        outcomes, steps = output.outcomes.cpu().numpy(), output.steps.cpu().numpy()
+        columns = (output.embeddings.float(), output.outcomes, output.steps, output.offsets, output.weights.double())
+        parts = [column.cpu().numpy() for column in columns]
+        fed = np.empty((len(chosen), 0), np.int64)
+        if output.fed_items is not None:
+            fed = output.fed_items.cpu().numpy() - FIRST_ITEM
         for row, i in enumerate(chosen):
-            wanted = weights[row] > 0
-            generated[i] = Generated(*(part[row][wanted] for part in (embeddings, outcomes, steps, weights)))
+            wanted = parts[-1][row] > 0
+            generated[i] = Generated(*(part[row][wanted] for part in parts), fed_rows=fed[row])
     return [generated[i] for i in range(len(requests))]
 
 

@@ -227,7 +227,7 @@ class PinRecRetriever:
         outcomes, steps = np.full((2, len(requests), k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
-            for i, (found, found_scores, by) in enumerate(self._lists(part, k, self.similar), start=start):
+            for i, (found, found_scores, by) in enumerate(self.lists(part, k, self.similar), start=start):
                 rows[i], scores[i], source = round_robin(found, found_scores, allocate_slots(by.weights, k), k)
                 outcomes[i] = np.where(source >= 0, by.outcomes[source], -1)
                 steps[i] = np.where(source >= 0, by.steps[source], -1)
@@ -251,7 +251,7 @@ class PinRecRetriever:
         rows = np.full((len(requests), most, k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = self._readable(requests[start : start + REQUESTS_AT_ONCE])
-            for i, (found, _, _) in enumerate(self._lists(part, k, np.inf), start=start):
+            for i, (found, _, _) in enumerate(self.lists(part, k, np.inf), start=start):
                 rows[i, : len(found), : found.shape[1]] = found
         return rows
 
@@ -305,16 +305,20 @@ class PinRecRetriever:
             generated.update(zip(members, found, strict=True))
         return [generated[i] for i in range(len(requests))]
 
-    def _lists(
+    def lists(
         self, requests: Sequence[Request], k: int, similar: float
     ) -> Iterator[tuple[np.ndarray, np.ndarray, Generated]]:
-        """For each request its embeddings' ranked lists, rows and scores `(embeddings, <= k)`, and what wrote them."""
+        """For each request its embeddings' ranked lists, rows and scores `(embeddings, <= k)`, and what wrote them.
+
+        Embeddings of one outcome with a higher cosine than `similar` are one.
+        """
         written = []
         for by in self.generate(requests):
             # the last dimension of a dot product's embedding is the constant that meets the item bias
             directions = by.embeddings[:, : self.model.config.hidden_size]
             kept, weights = merge_similar(directions, by.weights, by.outcomes, similar)
-            written.append(Generated(by.embeddings[kept], by.outcomes[kept], by.steps[kept], weights))
+            parts = {name: getattr(by, name)[kept] for name in ("embeddings", "outcomes", "steps", "offsets")}
+            written.append(Generated(**parts, weights=weights, fed_rows=by.fed_rows))
         excluded = [self._eligibility.excluded_rows(request) for request in requests]
         groups: dict[str, list[int]] = {}
         keys = [self._eligibility.key(request) for request in requests]

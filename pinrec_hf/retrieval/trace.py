@@ -1,0 +1,111 @@
+"""`pinrec trace`: where a user's interests came from, and where the model sees them go, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever, Retrieved
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAP_ITEMS = 5_000
+LABEL_WIDTH = 34
+
+
+@dataclass(frozen=True)
+class TracedEmbedding:
+    """One generated embedding.
+
+    Attributes:
+        step: from 1. outcome: asked for, None = unspecified. offset: seconds after the request.
+        share: of the request's slots. nearest: the eligible items nearest to it, best first.
+        is_fed: whether the first of them was fed back as the next event.
+    """
+
+    step: int
+    outcome: str | None
+    offset: int
+    share: float
+    nearest: list[Candidate]
+    is_fed: bool
+
+
+def trace(
+    retriever: PinRecRetriever, request: Mapping[str, Any], *, nearest: int = 3, columns: Sequence[str] = ()
+) -> list[TracedEmbedding]:
+    """What is generated for one request of the schema (`num_steps` in it), with the nearest items of each embedding.
+
+    Raises:
+        ValueError: as `PinRecRetriever.recommend`.
+    """
+    (found,) = retriever.lists([request], min(nearest, len(retriever.index)), np.inf)
+    rows, scores, by = found
+    names = [None, *retriever.model.config.outcomes]
+    outcomes, steps = (np.broadcast_to(values[:, None], rows.shape) for values in (by.outcomes, by.steps))
+    candidates = retriever.candidates(Retrieved(rows, scores, outcomes, steps, names), columns)
+    fed = {(step, int(row)) for step, row in enumerate(by.fed_rows, start=1)}
+    return [
+        TracedEmbedding(
+            step=int(by.steps[i]),
+            outcome=names[by.outcomes[i]],
+            offset=int(by.offsets[i]),
+            share=float(by.weights[i]),
+            nearest=candidates[i],
+            is_fed=bool(candidates[i]) and (int(by.steps[i]), candidates[i][0].row) in fed,
+        )
+        for i in range(len(rows))
+    ]
+
+
+def plot_trace(
+    retriever: PinRecRetriever, history_rows: np.ndarray, traced: Sequence[TracedEmbedding], title: str
+) -> Figure:
+    """The path of interests on a map of the catalogue, its two main directions (PCA of the item embeddings).
+
+    Args:
+        history_rows: int64 catalogue rows of the history's items, oldest first, those that the catalogue knows.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+    """
+    from pinrec_hf.evaluation.plots import COLOURS, Figure
+
+    items = retriever.index.catalogue_embeddings()[:, : retriever.model.config.hidden_size]
+    shown = items[np.random.default_rng(0).permutation(len(items))[:MAP_ITEMS]]
+    centre = shown.mean(0)
+    axes = np.linalg.svd(shown - centre, full_matrices=False)[2][:2].T
+
+    def place(rows: Any) -> np.ndarray:
+        return (items[np.asarray(rows, np.int64)] - centre) @ axes
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    ax = figure.subplots()
+    ax.scatter(*((shown - centre) @ axes).T, s=5, color="#d9d9d9", linewidths=0, label="items", zorder=0)
+    if len(history_rows):
+        past = place(history_rows)
+        ax.plot(*past.T, color="#8c8c8c", linewidth=1, zorder=1)
+        ages = np.linspace(0.25, 1, len(past))
+        ax.scatter(*past.T, s=34, color="#4d4d4d", alpha=ages, zorder=2, label="history, older is fainter")
+    outcomes = list(dict.fromkeys(one.outcome for one in traced))
+    path = [one.nearest[0].row for one in traced if one.is_fed]
+    if len(history_rows) and path:
+        line = np.concatenate([past[-1:], place(path)])
+        ax.plot(*line.T, color="#000000", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3, label="fed back")
+    for number, outcome in enumerate(outcomes):
+        own = [one for one in traced if one.outcome == outcome and one.nearest]
+        points = place([one.nearest[0].row for one in own])
+        colour = COLOURS[number % len(COLOURS)]
+        ax.scatter(*points.T, s=70, color=colour, edgecolors="white", zorder=4, label=outcome or "any outcome")
+        for one, point in zip(own, points, strict=True):
+            name = str(one.nearest[0].title or one.nearest[0].item_id)
+            text = f"{one.step}  {name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + '…'}"
+            ax.annotate(text, point, xytext=(7, 4 - 11 * number), textcoords="offset points", fontsize=8, color=colour)
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.margins(0.12)
+    ax.legend(loc="best", frameon=False, fontsize=9)
+    return figure

@@ -122,7 +122,8 @@ class HistoryPooling(nn.Module):
     """Attention from a conditioned request to the events themselves: what of the history matters for this request.
 
     The backbone does not know the surface or outcome that will be asked for; this path does, at the cost of one
-    attention without a feed-forward layer (ours). Keys and values are cached as one more layer.
+    attention without a feed-forward layer (ours). Each head learns how fast it forgets, by the logarithm of an event's
+    age in events. Keys and values are cached as one more layer.
     """
 
     def __init__(self, config: PinRecConfig) -> None:
@@ -133,16 +134,21 @@ class HistoryPooling(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.forgetting = nn.Linear(1, self.num_heads, bias=False)
 
     def keys_and_values(self, events: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
         events = self.norm(events)
         keys, values = self._heads(self.k_proj(events)), self._heads(self.v_proj(events))
         return (keys, values) if cache is None else cache.update(keys, values, self.layer_idx)
 
-    def forward(self, requests: Tensor, keys_and_values: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
-        """`(batch, targets, hidden_size)` and a mask `(batch, targets, length)` to `(batch, targets, hidden_size)`."""
+    def forward(self, requests: Tensor, keys_and_values: tuple[Tensor, Tensor], ages: Tensor) -> Tensor:
+        """`(batch, targets, hidden_size)` to the same; `ages` `(batch, targets, length)` are the events' for each target,
+        -1 where it may not see them."""
         query = self._heads(self.q_proj(requests))
-        pooled = nn.functional.scaled_dot_product_attention(query, *keys_and_values, attn_mask=visible[:, None])
+        log_ages = ages.clamp(min=0).to(requests.dtype).log1p()[..., None]
+        mask = -self.forgetting(log_ages).movedim(-1, 1)
+        mask = mask.masked_fill((ages < 0)[:, None], torch.finfo(mask.dtype).min)
+        pooled = nn.functional.scaled_dot_product_attention(query, *keys_and_values, attn_mask=mask)
         return self.o_proj(pooled.transpose(1, 2).flatten(2))
 
     def _heads(self, states: Tensor) -> Tensor:
@@ -200,12 +206,12 @@ class OutcomeHead(nn.Module):
         offsets: Tensor | None = None,
         features: Tensor | None = None,
         keys_and_values: tuple[Tensor, Tensor] | None = None,
-        visible: Tensor | None = None,
+        ages: Tensor | None = None,
     ) -> Tensor:
         """`(batch, targets, hidden_size)` and four `(batch, targets)` to `(batch, targets, hidden_size)`.
 
         Also time offsets in seconds (-1 unknown) and packed request features; with `pooled_history` also the events'
-        keys and values, and which of them each target may see.
+        keys and values, and their ages for each target.
         """
         conditions = []
         if self.surfaces is not None:
@@ -222,7 +228,7 @@ class OutcomeHead(nn.Module):
             conditions.append(self.features(codes).sum(-2))
         mixed = hidden + self.scale * sum(conditions)
         if self.pool is not None:
-            pooled = self.dropout(self.pool(mixed, keys_and_values, visible))
+            pooled = self.dropout(self.pool(mixed, keys_and_values, ages))
             hidden, mixed = hidden + pooled, mixed + pooled
         mixed = self.norm(mixed)
         gated = self.act_fn(self.gate_proj(mixed)) * self.up_proj(mixed)

@@ -297,12 +297,12 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         if target_positions is not None:
             if target_timestamps is None:
                 raise ValueError("target_positions need target_timestamps beside them: -1 where the time is unknown")
-            visible = None
+            ages = None
             if pooled is not None:
-                visible = self._visible(target_positions, position_ids, attention_mask, pooled[0].shape[2])
+                ages = self._ages(target_positions, position_ids, attention_mask, pooled[0].shape[2])
             embeddings = self._user_embeddings(
                 hidden_states, timestamps, target_positions, target_surfaces, target_outcomes, target_timestamps,
-                target_offsets, target_features, pooled, visible,
+                target_offsets, target_features, pooled, ages,
             )  # fmt: skip
             if labels is not None:
                 if label_groups is not None:
@@ -323,28 +323,30 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         return torch.arange(past, past + events.shape[1], device=events.device)[None].expand(events.shape[0], -1)
 
     @staticmethod
-    def _visible(targets: Tensor, position_ids: Tensor, attention_mask: Tensor | None, length: int) -> Tensor:
-        """`(batch, targets, length)`: which events, cached ones included, each target's pooling may see."""
+    def _ages(targets: Tensor, position_ids: Tensor, attention_mask: Tensor | None, length: int) -> Tensor:
+        """`(batch, targets, length)`: how many events before each target's every event is, cached ones included; -1
+        where the target may not see it."""
         new = position_ids.shape[1]
-        visible = torch.arange(length, device=targets.device) <= targets[..., None] + length - new
+        ages = targets[..., None] + length - new - torch.arange(length, device=targets.device)
+        visible = ages >= 0
         if attention_mask is not None:
-            return visible & attention_mask[:, None].bool()
-        if length == new:  # several users may be packed into a row: each sees its own events
+            visible = visible & attention_mask[:, None].bool()
+        elif length == new:  # several users may be packed into a row: each sees its own events
             user = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
             visible = visible & (user[:, None] == user.expand(len(targets), -1).gather(1, targets)[..., None])
-        return visible
+        return ages.where(visible, -1)
 
     def _user_embeddings(
         self, hidden_states: Tensor, timestamps: Tensor, positions: Tensor, surfaces: Tensor | None,
         outcomes: Tensor | None, target_timestamps: Tensor, offsets: Tensor | None, features: Tensor | None,
-        pooled: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+        pooled: tuple[Tensor, Tensor] | None, ages: Tensor | None,
     ) -> Tensor:  # fmt: skip
         index = positions[..., None].expand(-1, -1, hidden_states.shape[-1])
         last = timestamps.gather(1, positions)
         gaps = (target_timestamps - last).clamp(min=0).where((target_timestamps >= 0) & (last >= 0), -1)
         users = self.outcome_head(
             hidden_states.gather(1, index), surfaces, outcomes, target_timestamps, gaps, offsets, features, pooled,
-            visible,
+            ages,
         )  # fmt: skip
         if self.config.similarity == "cosine":
             return nn.functional.normalize(users, dim=-1)

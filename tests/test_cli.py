@@ -17,7 +17,19 @@ from pinrec_hf.commands import retrieval
 from pinrec_hf.commands.console import table
 from pinrec_hf.evaluation.baselines import TwoTowerConfig, TwoTowerModel
 
-COMMANDS = ["simulate", "prepare", "embed", "index", "recommend", "retrieve", "export", "evaluate", "card", "push"]
+COMMANDS = [
+    "simulate",
+    "prepare",
+    "embed",
+    "index",
+    "recommend",
+    "retrieve",
+    "export",
+    "trace",
+    "evaluate",
+    "card",
+    "push",
+]
 
 
 @pytest.fixture
@@ -180,6 +192,25 @@ def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):
     assert "Title of" in history
     assert "up to the end of test" in history
     assert candidates.count("Title of") == 7
+
+
+def test_trace_shows_the_path_as_text_picture_and_json(saved_model, tiny_data, user, run, run_json, tmp_path):
+    words = ["trace", "--model", saved_model, "--data", tiny_data, "--user", user, "--surface", "homefeed"]
+    text = run(*words, "--num-steps", 3, "--outcome", "save", "--picture", tmp_path / "path.png")
+    assert "up to the end of test" in text
+    assert text.count("*") == 2 + 1  # fed after steps 1 and 2; and the line that says so
+    assert (tmp_path / "path.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["path.png"]
+    steps = run_json(*words, "--num-steps", 3, "--outcome", "save", "--nearest", 2)["steps"]
+    assert [(one["step"], one["is_fed"], len(one["nearest"])) for one in steps] == [
+        (1, True, 2),
+        (2, True, 2),
+        (3, False, 2),
+    ]
+    fed = [one["nearest"][0]["item_id"] for one in steps if one["is_fed"]]
+    assert len(set(fed)) == 2
+    assert "choose another --picture" in run(*words, "--picture", tmp_path / "path.png", code=2)
+    assert "at least 1" in run(*words, "--nearest", 0, code=2)
 
 
 def test_recommend_in_json_with_the_whole_request(saved_model, tiny_data, user, run_json):

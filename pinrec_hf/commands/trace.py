@@ -59,19 +59,23 @@ def trace(args: argparse.Namespace) -> None:
         finally:
             partial.unlink(missing_ok=True)
     if args.json:
-        print_json({"user": args.user, "split": split, "request": _request(args, retriever), "steps": [*map(asdict, traced)]})
+        print_json(
+            {"user": args.user, "split": split, "request": _request(args, retriever), "steps": [*map(asdict, traced)]}
+        )
         return
     print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
-    print(f"generated on {args.surface or 'an unknown surface'}, nearest items first; * is fed back as the next event\n")
-    rows_shown = []
+    print(
+        f"generated on {args.surface or 'an unknown surface'}, nearest items first; * is fed back as the next event\n"
+    )
+    lines = []
     for one in traced:
         for place, candidate in enumerate(one.nearest):
             head = [one.step, one.outcome or "any", f"{one.share:.0%}"] if not place else ["", "", ""]
             if retriever.model.config.time_offsets:
                 head.append(f"+{one.offset} s" if not place else "")
             mark = "*" if one.is_fed and not place else ""
-            rows_shown.append([*head, mark, f"{candidate.score:.3f}", candidate.item_id, candidate.title or ""])
+            lines.append([*head, mark, f"{candidate.score:.3f}", candidate.item_id, candidate.title or ""])
     header = ["step", "outcome", "share", *["offset"] * bool(retriever.model.config.time_offsets), "", "score", "item"]
-    print(table([*header, "title" if titles else ""], rows_shown, right=["step", "share", "offset", "score"]))
+    print(table([*header, "title" if titles else ""], lines, right=["step", "share", "offset", "score"]))
     if args.picture:
         print(f"\nthe map: {args.picture}")

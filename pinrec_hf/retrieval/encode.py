@@ -102,19 +102,19 @@ def generate_requests(
     requests: Sequence[Mapping[str, Any]],
     *,
     num_steps: int = 1,
-    item_embeddings: np.ndarray | None = None,
+    item_embeddings: torch.Tensor | None = None,
     batch_size: int = 256,
 ) -> list[Generated]:
     """What the model generates for requests, under their own `outcome_budget` or their surface's, at all of its time
     offsets.
 
     Args:
-        item_embeddings: float32 `(items, embedding_size)`, to feed back whole items, see `PinRecGeneration.generate`.
+        item_embeddings: `(items, embedding_size)` on the model's device, to feed back whole items, see
+            `PinRecGeneration.generate`.
 
     Raises:
         ValueError: as the tokenizer and `generate`.
     """
-    items = None if item_embeddings is None else torch.from_numpy(item_embeddings).to(model.device)
     generated: dict[int, Generated] = {}
     for chosen, batch in _batches(model, tokenizer, requests, num_steps, batch_size):
         output = model.generate(
@@ -122,16 +122,17 @@ def generate_requests(
             outcome_budget=[requests[i].get("outcome_budget") for i in chosen],
             num_steps=num_steps,
             offsets=model.config.time_offsets or [0],
-            item_embeddings=items,
+            item_embeddings=item_embeddings,
         )
-        columns = (output.embeddings.float(), output.outcomes, output.steps, output.offsets, output.weights.double())
-        parts = [column.cpu().numpy() for column in columns]
+        columns = {name: output[name].cpu() for name in ("outcomes", "steps", "offsets")}
+        columns |= {"embeddings": output.embeddings.float().cpu(), "weights": output.weights.double().cpu()}
         fed = np.empty((len(chosen), 0), np.int64)
         if output.fed_items is not None:
             fed = output.fed_items.cpu().numpy() - FIRST_ITEM
         for row, i in enumerate(chosen):
-            wanted = parts[-1][row] > 0
-            generated[i] = Generated(*(part[row][wanted] for part in parts), fed_rows=fed[row])
+            wanted = columns["weights"][row] > 0
+            parts = {name: column[row][wanted].numpy() for name, column in columns.items()}
+            generated[i] = Generated(**parts, fed_rows=fed[row])
     return [generated[i] for i in range(len(requests))]
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
@@ -104,6 +105,7 @@ class PinRecRetriever:
             )
         self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
         self.num_steps, self.similar = num_steps, similar
+        self._items_to_feed: torch.Tensor | None = None
         self._eligibility = Eligibility(tokenizer.catalogue, items)
 
     @classmethod
@@ -300,10 +302,17 @@ class PinRecRetriever:
         generated: dict[int, Generated] = {}
         for steps, members in groups.items():
             some = [requests[i] for i in members]
-            items = None if steps == 1 else self.index.catalogue_embeddings()
+            items = None if steps == 1 else self._item_embeddings()
             found = generate_requests(self.model, self.tokenizer, some, num_steps=steps, item_embeddings=items)
             generated.update(zip(members, found, strict=True))
         return [generated[i] for i in range(len(requests))]
+
+    def _item_embeddings(self) -> torch.Tensor:
+        embeddings = self.index.catalogue_embeddings()
+        if self._items_to_feed is None or len(self._items_to_feed) != len(embeddings):
+            # a copy: what was loaded is mapped and read-only
+            self._items_to_feed = torch.tensor(embeddings, device=self.model.device)
+        return self._items_to_feed
 
     def lists(
         self, requests: Sequence[Request], k: int, similar: float

@@ -43,11 +43,16 @@ def trace(
     Raises:
         ValueError: as `PinRecRetriever.recommend`.
     """
-    (found,) = retriever.lists([request], min(nearest, len(retriever.index)), np.inf)
-    rows, scores, by = found
+    steps = request.get("num_steps") or retriever.num_steps
+    ((rows, scores, by),) = retriever.lists([request], min(nearest + steps, len(retriever.index)), np.inf)
+    for i, step in enumerate(by.steps):  # what was fed back before is behind
+        new = ~np.isin(rows[i], by.fed_rows[: step - 1])
+        order = np.argsort(~new, kind="stable")
+        rows[i], scores[i] = np.where(new, rows[i], -1)[order], scores[i][order]
+    rows, scores = rows[:, :nearest], scores[:, :nearest]
     names = [None, *retriever.model.config.outcomes]
-    outcomes, steps = (np.broadcast_to(values[:, None], rows.shape) for values in (by.outcomes, by.steps))
-    candidates = retriever.candidates(Retrieved(rows, scores, outcomes, steps, names), columns)
+    codes, numbers = (np.broadcast_to(values[:, None], rows.shape) for values in (by.outcomes, by.steps))
+    candidates = retriever.candidates(Retrieved(rows, scores, codes, numbers, names), columns)
     fed = {(step, int(row)) for step, row in enumerate(by.fed_rows, start=1)}
     return [
         TracedEmbedding(
@@ -85,12 +90,13 @@ def plot_trace(
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     ax = figure.subplots()
-    ax.scatter(*((shown - centre) @ axes).T, s=5, color="#d9d9d9", linewidths=0, label="items", zorder=0)
+    background = (shown - centre) @ axes
+    ax.scatter(background[:, 0], background[:, 1], s=5, color="#d9d9d9", linewidths=0, label="items", zorder=0)
     if len(history_rows):
         past = place(history_rows)
         ax.plot(*past.T, color="#8c8c8c", linewidth=1, zorder=1)
-        ages = np.linspace(0.25, 1, len(past))
-        ax.scatter(*past.T, s=34, color="#4d4d4d", alpha=ages, zorder=2, label="history, older is fainter")
+        colours = np.column_stack([np.full((len(past), 3), 0.3), np.linspace(0.2, 1, len(past))])
+        ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, zorder=2, label="history, older is fainter")
     outcomes = list(dict.fromkeys(one.outcome for one in traced))
     path = [one.nearest[0].row for one in traced if one.is_fed]
     if len(history_rows) and path:
@@ -100,7 +106,9 @@ def plot_trace(
         own = [one for one in traced if one.outcome == outcome and one.nearest]
         points = place([one.nearest[0].row for one in own])
         colour = COLOURS[number % len(COLOURS)]
-        ax.scatter(*points.T, s=70, color=colour, edgecolors="white", zorder=4, label=outcome or "any outcome")
+        ax.scatter(
+            points[:, 0], points[:, 1], s=70, color=colour, edgecolors="white", zorder=4, label=outcome or "any outcome"
+        )
         for one, point in zip(own, points, strict=True):
             name = str(one.nearest[0].title or one.nearest[0].item_id)
             text = f"{one.step}  {name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + '…'}"

@@ -19,6 +19,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="folder of a model, an adapter or a prepared dataset")
     parser.add_argument("--evaluation", help="what `pinrec evaluate` wrote of it (default: results not measured)")
     parser.add_argument("--repo", help="name on the Hub that the examples load (default: the folder's name)")
+    parser.add_argument("--base", help="of an adapter: its base's name on the Hub, written into the adapter's configs")
 
     parser = add_command(
         commands,
@@ -38,7 +39,7 @@ def add_commands(commands: Any) -> None:
 def card(args: argparse.Namespace) -> None:
     from pinrec_hf.hub.card import write_card
 
-    path = write_card(args.model, evaluation=args.evaluation, repo=args.repo)
+    path = write_card(args.model, evaluation=args.evaluation, repo=args.repo, base=args.base)
     if args.json:
         print_json({"card": str(path)})
     else:

@@ -15,8 +15,17 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from pinrec_hf.evaluation.report import read_log_history
 from pinrec_hf.evaluation.saved import SavedReport, read_evaluation
 from pinrec_hf.hub import results
-from pinrec_hf.hub.facts import commands, data_facts, example_history, read_json, time_limit, training_facts
-from pinrec_hf.hub.files import CARD, PICTURES, list_files
+from pinrec_hf.hub.facts import (
+    adapter_facts,
+    commands,
+    data_facts,
+    example_history,
+    model_facts,
+    read_json,
+    time_limit,
+    training_facts,
+)
+from pinrec_hf.hub.files import CARD, PICTURES, SURFACE_CONFIG, list_files
 from pinrec_hf.hub.results import MISSING, slug
 from pinrec_hf.retrieval.pretrained import weights_hash
 
@@ -29,6 +38,7 @@ def write_card(
     *,
     evaluation: str | os.PathLike[str] | None = None,
     repo: str | None = None,
+    base: str | None = None,
 ) -> Path:
     """Write README.md, and the pictures that it shows, into a folder, instead of those that are there.
 
@@ -36,6 +46,7 @@ def write_card(
         folder: of a model, an adapter or a prepared dataset.
         evaluation: evaluation.json of this very model (or its folder); without it, results are "not measured".
         repo: name on the Hub that the examples load; the folder's own name by default.
+        base: of an adapter: the base's name on the Hub, written into the adapter's configs instead of a local folder.
 
     Raises:
         FileNotFoundError: no such folder or evaluation.
@@ -56,7 +67,9 @@ def write_card(
         card = _dataset_card(root, facts)
     else:
         facts["pictures"] = _draw(root, report)
-        card = _model_card(root, report, facts)
+        if listing.kind == "adapter" and base is not None:
+            _name_base(root, base)
+        card = (_adapter_card if listing.kind == "adapter" else _model_card)(root, report, facts)
     _replace(root / CARD, lambda path: path.write_text(_tidy(str(card)), encoding="utf-8"))
     return root / CARD
 
@@ -93,10 +106,60 @@ def _model_card(root: Path, report: SavedReport | None, facts: dict[str, Any]) -
         overall=results.overall_table(report),
         groups=results.group_table(report),
         data=data_facts(data),
-        training=training_facts(root, config),
+        training=training_facts(root, model_facts(root, config)),
         limits="\n".join(f"- {line}" for line in [*results.limits(report), time_limit(data)]),
-        commands=commands(root, report, facts["name"]),
+        commands=commands(root, report, f"pinrec index --model {facts['name']}"),
     )
+
+
+def _adapter_card(root: Path, report: SavedReport | None, facts: dict[str, Any]) -> ModelCard:
+    about, data = read_json(root / SURFACE_CONFIG), read_json(root / "data.json")
+    base = about.get("base_model")
+    if base is None:
+        raise ValueError(f"{root} holds no {SURFACE_CONFIG} that names its base: copy the adapter again")
+    surface, budget = about.get("surface"), about.get("outcome_budget") or {}
+    card_data = ModelCardData(
+        library_name="peft",
+        base_model=None if is_local(base) else base,
+        base_model_relation=None if is_local(base) else "adapter",
+        pipeline_tag="feature-extraction",
+        tags=["pinrec", "recommender-system", "generative-retrieval", "lora"],
+        model_name=facts["name"],
+        eval_results=results.eval_results(report, data.get("name") or "its training data") or None,
+        **license_fields(data.get("license")),
+    )
+    shown_base = Path(base).name if is_local(base) else base
+    revision = about.get("base_revision")
+    return ModelCard.from_template(
+        card_data,
+        template_str=template("adapter"),
+        **facts,
+        base=shown_base,
+        revision=f', revision="{revision}"' if revision else "",
+        surface="all surfaces" if surface is None else f"the surface `{surface}`",
+        adapters=json.dumps({surface or "SURFACE": facts["repo"]}, ensure_ascii=False),
+        budget=_shares(budget) or "the base's",
+        headline=results.headline(report),
+        about=results.about(report),
+        overall=results.overall_table(report),
+        groups=results.group_table(report),
+        data=data_facts(data),
+        training=training_facts(root, adapter_facts(root, {**about, "base_model": shown_base})),
+        limits="\n".join(f"- {line}" for line in [*results.limits(report), time_limit(data)]),
+        commands=commands(root, report),
+    )
+
+
+def is_local(base: str) -> bool:
+    """Whether an adapter's base is a folder of this machine, not a name on the Hub."""
+    return os.path.isdir(base) or base.count("/") != 1 or base[0] in "./~"
+
+
+def _name_base(root: Path, base: str) -> None:
+    """Write the base's name into both configs."""
+    for name, field in ((SURFACE_CONFIG, "base_model"), ("adapter_config.json", "base_model_name_or_path")):
+        text = json.dumps({**read_json(root / name), field: base}, indent=2, ensure_ascii=False) + "\n"
+        _replace(root / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 def _dataset_card(root: Path, facts: dict[str, Any]) -> DatasetCard:

@@ -56,35 +56,50 @@ def time_limit(data: Mapping[str, Any]) -> str:
     return f"It knows tastes and items until {until}. How fast it ages: {MISSING}."
 
 
-def training_facts(root: Path, config: Mapping[str, Any]) -> str:
-    state, record = read_json(root / "trainer_state.json"), read_json(root / "training.json")
-    history = state.get("log_history", [])
-    whole, ids = _parameters(root)
-    runtime = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
-    if record.get("resumed", True):
-        runtime = None  # of the last start alone
-    best = next((e for e in history if e.get("step") == state.get("best_global_step") and "eval_recall@10" in e), None)
-    steps = f"{state['global_step']:,} steps, {state['epoch']:.3g} epochs" if state else MISSING
-    rows = {
+def model_facts(root: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """What was trained, of a whole model."""
+    whole, ids = _parameters(root, "model*.safetensors")
+    return {
         "model": f"preset `{config.get('preset')}`: {config['num_hidden_layers']} layers, width "
         f"{config['hidden_size']}, {config['max_position_embeddings']:,} positions",
         "parameters": f"{whole:,}, of which {ids:,} in tables of item ids and query texts",
         "similarity, loss": f"{config['similarity']}, {config['softmax']} softmax",
-        "length": steps,
+    }
+
+
+def adapter_facts(root: Path, surface_config: Mapping[str, Any]) -> dict[str, str]:
+    """What was trained, of an adapter."""
+    lora = read_json(root / "adapter_config.json")
+    return {
+        "adapter": f"LoRA of rank {lora['r']}, alpha {lora['lora_alpha']}, dropout {lora.get('lora_dropout', 0)}",
+        "parameters": f"{_parameters(root, 'adapter_model.safetensors')[0]:,}",
+        "base": f"`{surface_config['base_model']}`, fingerprint `{surface_config['base_fingerprint']}`",
+    }
+
+
+def training_facts(root: Path, rows: Mapping[str, str]) -> str:
+    """A table of how it was trained, beneath the rows of what was."""
+    state, record = read_json(root / "trainer_state.json"), read_json(root / "training.json")
+    history = state.get("log_history", [])
+    runtime = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    if record.get("resumed", True):
+        runtime = None  # of the last start alone
+    best = next((e for e in history if e.get("step") == state.get("best_global_step") and "eval_recall@10" in e), None)
+    kept = best and f"step {best['step']:,}, best on validation (recall@10 {best['eval_recall@10']:.3f})"
+    how = {
+        "length": f"{state['global_step']:,} steps, {state['epoch']:.3g} epochs" if state else MISSING,
         "runtime": MISSING if runtime is None else _duration(runtime),
         "hardware": record.get("hardware", MISSING),
-        "kept": MISSING
-        if best is None
-        else f"step {best['step']:,}, best on validation (recall@10 {best['eval_recall@10']:.3f})",
+        "kept": kept or MISSING,
         "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()) or MISSING,
     }
-    return Table("", ["", "this model"], [[name, text] for name, text in rows.items()]).grid()
+    return Table("", ["", "this model"], [[name, text] for name, text in {**rows, **how}.items()]).grid()
 
 
-def _parameters(root: Path) -> tuple[int, int]:
+def _parameters(root: Path, pattern: str) -> tuple[int, int]:
     """Numbers of weights in all, and in tables of ids."""
     whole = ids = 0
-    for path in root.glob("model*.safetensors"):
+    for path in root.glob(pattern):
         with safe_open(path, "np") as weights:
             for name in weights.keys():  # noqa: SIM118  not a dict
                 size = math.prod(weights.get_slice(name).get_shape())
@@ -93,9 +108,10 @@ def _parameters(root: Path) -> tuple[int, int]:
     return whole, ids
 
 
-def commands(root: Path, report: SavedReport | None, name: str) -> str:
+def commands(root: Path, report: SavedReport | None, *between: str) -> str:
+    """The commands that trained and evaluated it, and those between."""
     command = read_json(root / "training.json").get("command")
-    lines = [command or f"# the command that trained it: {MISSING}", f"pinrec index --model {name}"]
+    lines = [command or f"# the command that trained it: {MISSING}", *between]
     lines.append((report and report.source.get("command")) or f"# the command that evaluated it: {MISSING}")
     return "```bash\n" + "\n".join(map(shown, lines)) + "\n```"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CARD = "README.md"
+SURFACE_CONFIG = "surface_config.json"
 PICTURES = ("recall-by-surface.png", "learning-curve.png")
 # left out on purpose: trainer_state.json and training.json (paths of this machine), report.json (rows of the log)
 MODEL = (
@@ -27,7 +28,7 @@ MODEL = (
     "data.json",
     "*_pinrec.py",  # the code for trust_remote_code
 )
-ADAPTER = (CARD, *PICTURES, "adapter_config.json", "adapter_model.safetensors", "surface_config.json")
+ADAPTER = (CARD, *PICTURES, "adapter_config.json", "adapter_model.safetensors", SURFACE_CONFIG)
 DATASET = (
     CARD,
     "metadata.json",

@@ -8,7 +8,9 @@ import warnings
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError
 
-from pinrec_hf.hub.files import CARD, Listing
+from pinrec_hf.hub.card import is_local
+from pinrec_hf.hub.facts import read_json
+from pinrec_hf.hub.files import CARD, SURFACE_CONFIG, Listing
 
 
 def push(listing: Listing, repo: str, *, private: bool | None = None, revision: str | None = None) -> CommitInfo:
@@ -21,11 +23,16 @@ def push(listing: Listing, repo: str, *, private: bool | None = None, revision: 
         revision: branch to commit to; made from the main one if it does not exist.
 
     Raises:
-        ValueError: `listing` has no card.
+        ValueError: `listing` has no card, or an adapter's base is a folder of this machine.
         OSError: the Hub refuses, or cannot be reached; nothing was committed.
     """
     if CARD not in listing.sizes:
         raise ValueError(f"{listing.folder} has no README.md: write its card first, by `pinrec card`")
+    if listing.kind == "adapter" and is_local(base := read_json(listing.folder / SURFACE_CONFIG)["base_model"]):
+        raise ValueError(
+            f"the adapter's base is {base}, a folder of this machine, which nobody else can load: push the base, then "
+            f"name it by `pinrec card --model {listing.folder} --base ORG/NAME`"
+        )
     api = HfApi(library_name="pinrec_hf")
     try:
         return _commit(api, listing, repo, private, revision)

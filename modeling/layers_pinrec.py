@@ -142,8 +142,8 @@ class HistoryPooling(nn.Module):
         return (keys, values) if cache is None else cache.update(keys, values, self.layer_idx)
 
     def forward(self, requests: Tensor, keys_and_values: tuple[Tensor, Tensor], ages: Tensor) -> Tensor:
-        """`(batch, targets, hidden_size)` to the same; `ages` `(batch, targets, length)` are the events' for each target,
-        -1 where it may not see them."""
+        """`(batch, targets, hidden_size)` to the same; `ages` `(batch, targets, length)` are the events' for each
+        target, -1 where it may not see them."""
         query = self._heads(self.q_proj(requests))
         log_ages = ages.clamp(min=0).to(requests.dtype).log1p()[..., None]
         mask = -self.forgetting(log_ages).movedim(-1, 1)

@@ -1,5 +1,6 @@
 """`PinRecConfig`: what a PinRec model is made of, and the three presets."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,6 +28,26 @@ PRESETS: dict[str, dict[str, int]] = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 1024},
 }
 """`base` is the paper's size (PinRec, arXiv 2504.10507, section 4); `small` is for a CPU; `tiny` for tests."""
+
+
+MAX_OUTCOMES = 62
+"""An event's set of outcomes is one integer: a bit each, and one for the unknown ones."""
+
+
+def more_names(field: str, names: Sequence[str] | None, new: Sequence[str]) -> list[str]:
+    """Names of surfaces or outcomes after those that are there.
+
+    Raises:
+        ValueError: no list of names, one that is there already or given twice, or too many outcomes.
+    """
+    names = list(names or [])
+    if isinstance(new, str) or not all(isinstance(name, str) for name in new):
+        raise ValueError(f"{field} to add are a list of names, not {new!r}")
+    if len({*names, *new}) < len(names) + len(new):
+        raise ValueError(f"{field} {list(new)}: a name is given twice, or is among {names} already")
+    if field == "outcomes" and len(names) + len(new) > MAX_OUTCOMES:
+        raise ValueError(f"{len(names)} + {len(new)} outcomes: an event's set of outcomes has room for {MAX_OUTCOMES}")
+    return [*names, *new]
 
 
 @strict
@@ -185,8 +206,8 @@ class PinRecConfig(PreTrainedConfig):
             names = getattr(self, field) or []
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} names something twice: {names}")
-        if (count := len(self.outcomes or [])) > 62:
-            raise ValueError(f"{count} outcomes: an event's set of outcomes has room for 62")
+        if (count := len(self.outcomes or [])) > MAX_OUTCOMES:
+            raise ValueError(f"{count} outcomes: an event's set of outcomes has room for {MAX_OUTCOMES}")
         if stray := sorted(set(self.negative_outcomes or []) - set(self.outcomes or [])):
             raise ValueError(f"negative_outcomes {stray} are not among the outcomes {self.outcomes}")
         if not (self.item_id_embedding or self.content_size or self.feature_buckets) and self.num_items:

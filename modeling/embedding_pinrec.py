@@ -27,6 +27,14 @@ class PinRecRMSNorm(nn.Module):
         return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
+@torch.no_grad()
+def insert_rows(table: nn.Embedding, count: int, place: int) -> nn.Embedding:
+    """A table with `count` more rows from `place` on, copies of its first row; the others keep their bits."""
+    weight = table.weight
+    rows = torch.cat([weight[:place], weight[:1].expand(count, -1), weight[place:]])
+    return nn.Embedding.from_pretrained(rows, freeze=not weight.requires_grad)
+
+
 class HashedEmbedding(nn.Module):
     """A 64-bit hash to a vector: k hash functions into k tables of width `size / k`, concatenated.
 

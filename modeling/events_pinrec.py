@@ -19,6 +19,7 @@ from .configuration_pinrec import (
     REQUEST_FEATURE_BITS,
     SUBJECT_EVENT,
     UNKNOWN_ITEM,
+    more_names,
 )
 
 EVENT_COLUMNS = {
@@ -67,10 +68,32 @@ class EventEncoder:
         self.surfaces, self.outcomes = list(surfaces), list(outcomes)
         self.negative_outcomes, self.keep_ignored, self.contexts = list(negative_outcomes), keep_ignored, contexts
         self.request_features = request_features
+        self._number_names()
+
+    # -- names to codes ------------------------------------------------------------------------------------------
+
+    def _number_names(self) -> None:
         self._surface_codes: dict[Any, int] = {None: 0, **{name: i + 1 for i, name in enumerate(self.surfaces)}}
         self._outcome_codes = {name: i + 1 for i, name in enumerate(self.outcomes)}
 
-    # -- names to codes ------------------------------------------------------------------------------------------
+    def add_surfaces(self, names: Sequence[str]) -> None:
+        """Surfaces after those that are there, as in `PinRecModel.add_surfaces`.
+
+        Raises:
+            ValueError: a surface that is there already, or named twice.
+        """
+        self.surfaces = more_names("surfaces", self.surfaces, names)
+        self._number_names()
+
+    def add_outcomes(self, names: Sequence[str], negative: bool = False) -> None:
+        """Outcomes after those that are there, as in `PinRecModel.add_outcomes`.
+
+        Raises:
+            ValueError: an outcome that is there already, or named twice.
+        """
+        self.outcomes = more_names("outcomes", self.outcomes, names)
+        self.negative_outcomes = [*self.negative_outcomes, *(names if negative else ())]
+        self._number_names()
 
     @property
     def positive_mask(self) -> int:

@@ -11,6 +11,7 @@ Source: PinRec, arXiv 2504.10507 (v7, sections 3 and 4); time encoding from Pinn
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_pinrec import (
     FIRST_ITEM,
     PinRecConfig,
+    more_names,
 )
-from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
+from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding, insert_rows
 from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
 from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
@@ -198,6 +200,41 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         """User embeddings `(batch, targets, embedding_size)` of what `PinRecTokenizer` made of requests."""
         return self(**batch).embeddings
 
+    def add_surfaces(self, names: Sequence[str]) -> None:
+        """Surfaces that pretraining did not know, each beginning as a copy of the unknown one.
+
+        Old answers keep their bits; call `tokenizer.add_surfaces` with the same names, and finetune.
+
+        Raises:
+            ValueError: a surface that is there already, or named twice.
+        """
+        self.config.surfaces = more_names("surfaces", self.config.surfaces, names)
+        for part in (self.event_embedding, self.outcome_head):
+            if part.surfaces is not None:
+                part.surfaces = insert_rows(part.surfaces, len(names), part.surfaces.num_embeddings)
+
+    def add_outcomes(self, names: Sequence[str], negative: bool = False) -> None:
+        """Outcomes that pretraining did not know, each beginning as a copy of the unknown one (in events) and of the
+        unspecified one (in requests).
+
+        Old answers keep their bits; call `tokenizer.add_outcomes` with the same arguments, and finetune.
+
+        Args:
+            names (`list[str]`)
+            negative (`bool`): whether they are inputs only, as `hide` is.
+
+        Raises:
+            ValueError: an outcome that is there already or named twice, or more than 62 in all.
+        """
+        self.config.outcomes = more_names("outcomes", self.config.outcomes, names)
+        if negative:
+            self.config.negative_outcomes = [*(self.config.negative_outcomes or []), *names]
+        events, head = self.event_embedding, self.outcome_head
+        if events.outcomes is not None:  # the last row is that of a masked set
+            events.outcomes = insert_rows(events.outcomes, len(names), events.outcomes.num_embeddings - 1)
+        if head.outcomes is not None:
+            head.outcomes = insert_rows(head.outcomes, len(names), head.outcomes.num_embeddings)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -277,6 +314,8 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
             hard_negatives (`torch.LongTensor` of shape `(batch, targets, n)`, *optional*): rows in the item table of
                 each target's own negatives, such as what was shown beside it and ignored; padded with its label.
         """
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names are for the PeftModel that load_surface_adapters returns; call that one")
         items = self.get_item_features(item_ids, item_vectors, item_features, item_hashes)
         content = items[event_items][..., : self.config.hidden_size] if item_embeds is None else item_embeds
         if query_hashes is not None:

@@ -1,8 +1,10 @@
-"""What `training/pretrain.py` can be told, on the command line or in one YAML file."""
+"""What the training scripts can be told, on the command line or in one YAML file."""
 
+import sys
 from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 
 @dataclass
@@ -59,3 +61,46 @@ class PinRecTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, e.g. wandb, tensorboard."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logged losses."})
     seed: int = field(default=0, metadata={"help": "Of weights, order, masks and negatives."})
+
+
+@dataclass
+class FinetuningArguments:
+    """Which model is finetuned for which surface, and how."""
+
+    model: str = field(default="pinrec-base", metadata={"help": "Folder or Hub repo of the pretrained base."})
+    revision: str | None = field(default=None, metadata={"help": "Of the base's repo."})
+    surface: str | None = field(default=None, metadata={"help": "Whose feed views are learned; none: all surfaces'."})
+    lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of a whole model."})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "The adapter's output is scaled by alpha / rank."})
+    unfreeze_item_encoder: bool = field(
+        default=False, metadata={"help": "Train the item encoder too: the model then needs an index of its own."}
+    )
+    impression_negatives: bool = field(
+        default=True, metadata={"help": "Whether what was ignored in a feed view is a hard negative of its targets."}
+    )
+    outcome_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": 'JSON of the surface\'s default budget, e.g. \'{"save": 0.7, "click": 0.3}\'; none: its shares.'
+        },
+    )
+
+
+@dataclass
+class FinetuningTrainingArguments(PinRecTrainingArguments):
+    """`PinRecTrainingArguments`, more careful."""
+
+    output_dir: str = field(default="pinrec-finetuned", metadata={"help": "Folder of the result; must not exist."})
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate; none: 5e-4 with --lora, else 2e-4."}
+    )
+    num_train_epochs: float = field(default=3, metadata={"help": "Passes over the training rows."})
+
+
+def parse_arguments(*classes: type) -> tuple[Any, ...]:
+    """The command line, or the one YAML file that it names, as instances of `classes`."""
+    parser = HfArgumentParser(classes)  # type: ignore[arg-type]  # a NewType that no class is of
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(sys.argv[1])
+    return parser.parse_args_into_dataclasses()

@@ -8,24 +8,25 @@ accelerate launch training/pretrain.py ... --resume True      # after a kill: en
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from pinrec_hf.data.collator import PretrainingCollator
 from pinrec_hf.data.dataset_folder import build_tokenizer, default_budgets, read_metadata
 from pinrec_hf.data.windows import SequenceDataset, encode_split
 from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.evaluate import evaluate
-from pinrec_hf.evaluation.protocol import load_requests
+from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.configuration_pinrec import PRESETS, SIGNALS, PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
-from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
+from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments, parse_arguments
 from pinrec_hf.training.record import write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
@@ -117,16 +118,6 @@ def train(
     requests = load_requests(
         data_args.data, "validation", run.tokenizer.catalogue, max_users=data_args.validation_users, seed=0
     )
-    hide_time = data_args.time_dropout >= 1
-
-    def validate(model: PinRecModel) -> dict[str, float]:
-        ranker = ModelRanker(model, run.tokenizer, hide_time=hide_time)
-        result = evaluate(ranker, requests, run.tokenizer.catalogue, resamples=100, progress=False)
-        return {
-            **{name: result.metrics[name].value for name in ("recall@10", "recall@50", "ndcg@10")},
-            **result.coverage,
-        }
-
     patience = training_args.early_stopping_patience
     trainer = PinRecTrainer(
         model=model,
@@ -134,21 +125,31 @@ def train(
         train_dataset=run.dataset,
         eval_dataset=requests.requests,
         data_collator=run.collator,
-        validate=validate,
+        validate=recall_on(requests, run.tokenizer, hide_time=data_args.time_dropout >= 1),
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
     )
     trainer.train(resume_from_checkpoint=resume_from)
     return trainer
 
 
+def recall_on(
+    requests: Requests, tokenizer: PinRecTokenizer, hide_time: bool
+) -> Callable[[PinRecModel], dict[str, float]]:
+    """What a `PinRecTrainer` validates by: recall, NDCG and coverage on those requests."""
+
+    def validate(model: PinRecModel) -> dict[str, float]:
+        ranker = ModelRanker(model, tokenizer, hide_time=hide_time)
+        result = evaluate(ranker, requests, tokenizer.catalogue, resamples=100, progress=False)
+        return {
+            **{name: result.metrics[name].value for name in ("recall@10", "recall@50", "ndcg@10")},
+            **result.coverage,
+        }
+
+    return validate
+
+
 def main() -> None:
-    # DataClassType is a NewType that no class is of
-    classes: Any = (DataArguments, ModelArguments, PinRecTrainingArguments)
-    parser = HfArgumentParser(classes)
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        data_args, model_args, training_args = parser.parse_yaml_file(sys.argv[1])
-    else:
-        data_args, model_args, training_args = parser.parse_args_into_dataclasses()
+    data_args, model_args, training_args = parse_arguments(DataArguments, ModelArguments, PinRecTrainingArguments)
     folder = RunFolder(training_args.output_dir, training_args.resume)
     training_args.output_dir = str(folder.checkpoints)
     run = prepare_pretraining(data_args, model_args, training_args)
@@ -170,14 +171,19 @@ def main() -> None:
 def save(trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
     """Model, tokenizer with catalogue and item columns, the code for `trust_remote_code`, the run's log, and the
     data's metadata."""
-    PinRecConfig.register_for_auto_class()
-    PinRecModel.register_for_auto_class("AutoModel")
-    PinRecTokenizer.register_for_auto_class("AutoTokenizer")
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
-    run.tokenizer.save_pretrained(output)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, output)
     write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue)
     shutil.copyfile(Path(data) / "metadata.json", output / "data.json")
     trainer.state.save_to_json(str(output / "trainer_state.json"))
+
+
+def save_model(model: PinRecModel, tokenizer: PinRecTokenizer, output: Path) -> None:
+    """Model and tokenizer, and the code for `trust_remote_code`."""
+    PinRecConfig.register_for_auto_class()
+    PinRecModel.register_for_auto_class("AutoModel")
+    PinRecTokenizer.register_for_auto_class("AutoTokenizer")
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ class FinetuningCollator(TargetCollator):
     impression_negatives: bool = True
 
     def _targets(self, window: EncodedRow) -> EncodedRow:
-        names = ("events", "items", "surfaces", "outcomes", "timestamps", "weights", "features")
+        names = ("events", "items", "surfaces", "outcomes", "timestamps", "offsets", "weights", "features")
         targets = {name: window[f"target_{name}"] for name in names}
         targets = self._with_choices(window, {**targets, "label_timestamps": targets["timestamps"]})
         if self.impression_negatives:

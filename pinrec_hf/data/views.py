@@ -27,12 +27,14 @@ TARGET_COLUMNS = {
     "target_surfaces": np.int16,
     "target_outcomes": np.int64,
     "target_timestamps": np.int64,
+    "target_offsets": np.int64,
     "target_weights": np.float32,
     "target_features": np.int64,
     "hard_counts": np.int32,
 }
 """One entry a target: the window's events before its request, item id, surface code, bit set of positive outcomes, time
-of its request, weight, request features, and how many of the window's `hard_items` (int64 item ids) are its own."""
+of its request and seconds until it happened (-1 unknown), weight, request features, and how many of the window's
+`hard_items` (int64 item ids) are its own."""
 
 VIEW_ENCODING = 1
 """Raise it when views become other windows, so that what is cached is not taken for them."""
@@ -79,6 +81,7 @@ class ViewDataset(SequenceDataset):
         # each is a window already, also one whose request comes before any event
         self._rows, self._parts = np.arange(len(views)), np.zeros(len(views), np.int64)
         self._targets = {name: ListColumn(views.data.column(name)) for name in (*TARGET_COLUMNS, "hard_items")}
+        self._times = self._targets["target_timestamps"]
 
     def __getitem__(self, index: int) -> EncodedRow:
         window = super().__getitem__(index)
@@ -159,12 +162,14 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
 
     hard_counts, hard_items = _hard_negatives(flat, view, pair, is_item, reacted, target_view)
     asked = opens[target_view]
+    requested, happened = flat["timestamps"][asked], flat["timestamps"][event]
     targets = {
         "target_events": before - begin,
         "target_items": items[event],
         "target_surfaces": flat["surfaces"][event],
         "target_outcomes": outcomes,
-        "target_timestamps": flat["timestamps"][asked],
+        "target_timestamps": requested,
+        "target_offsets": np.where((requested >= 0) & (happened >= 0), happened - requested, -1),
         "target_weights": flat["weights"][event],
         "target_features": flat["features"][asked],
         "hard_counts": hard_counts,

@@ -66,6 +66,7 @@ class SequenceDataset(torch.utils.data.Dataset):
     def __init__(self, encoded: datasets.Dataset, window: int) -> None:
         self.window, self.epoch = window, 0
         self._columns = {name: ListColumn(encoded.data.column(name)) for name in EVENT_COLUMNS}
+        self._times = self._columns["timestamps"]
         self.row_lengths = self._columns["items"].lengths
         counts = -(-self.row_lengths // window)
         self._rows = np.repeat(np.arange(len(self.row_lengths)), counts)
@@ -109,9 +110,9 @@ class SequenceDataset(torch.utils.data.Dataset):
         return counts
 
     def time_range(self) -> tuple[int, int]:
-        """Earliest and latest known time, seconds since epoch; (0, 0) if none is known."""
+        """Earliest and latest known time of the targets, seconds since epoch; (0, 0) if none is known."""
         first, last = np.iinfo(np.int64).max, -1
-        for times in self._columns["timestamps"].chunks():
+        for times in self._times.chunks():
             known = times[times >= 0]
             if len(known):
                 first, last = min(first, int(known.min())), max(last, int(known.max()))

@@ -8,7 +8,7 @@ user has not acted on before. What is dropped is counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -236,6 +236,29 @@ def requests_from_rows(
         item_counts=np.zeros(len(catalogue), dtype=np.int64) if item_counts is None else item_counts,
         dropped=dropped,
         split=split,
+    )
+
+
+def only_surface(requests: Requests, surface: str) -> Requests:
+    """The requests and targets of one surface.
+
+    Raises:
+        ValueError: there are none.
+    """
+    kept = np.array([name == surface for name in requests.surface], bool)
+    which, request_index = np.unique(requests.request_index[kept], return_inverse=True)
+    if not len(which):
+        raise ValueError(f"split {requests.split!r} has no targets on surface {surface!r}")
+    places = np.flatnonzero(kept)
+    return replace(
+        requests,
+        requests=[requests.requests[i] for i in which.tolist()],
+        request_index=request_index,
+        item_row=requests.item_row[kept],
+        user=requests.user[kept],
+        surface=[surface] * len(places),
+        outcomes=[requests.outcomes[i] for i in places.tolist()],
+        history_length=requests.history_length[kept],
     )
 
 

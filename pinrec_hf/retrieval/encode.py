@@ -59,6 +59,8 @@ def encode_requests(
     """Embeddings of requests under each wanted outcome: float32 `(requests, outcomes, embedding_size)`.
 
     Args:
+        model: also the `PeftModel` of `load_surface_adapters`: requests of adapted surfaces are answered by their
+            adapters, others by the base, all in one pass.
         requests: dicts of the request schema (`history`, `surface`, `timestamp`, ...).
         outcomes: names, or `None` for an unspecified one.
 
@@ -71,7 +73,8 @@ def encode_requests(
         for name in {"target_positions", "target_surfaces", "target_timestamps", "target_features"} & set(batch):
             batch[name] = batch[name].expand(-1, len(codes))
         batch["target_outcomes"] = codes.expand(len(chosen), -1)
-        embeddings[chosen] = model.get_user_features(**batch.to(model.device)).float().cpu().numpy()
+        # not `get_user_features`, which a PeftModel passes by: it chooses a row's adapter in its own forward
+        embeddings[chosen] = model(**batch.to(model.device)).embeddings.float().cpu().numpy()
     return embeddings
 
 
@@ -146,6 +149,7 @@ def _batches(
     """Requests as batches, each with the indexes of its requests; the model is put into eval mode."""
     check_catalogue(model, tokenizer)
     model.eval()
+    adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
     lengths = np.array([len(request["history"].get("item_id", ())) for request in requests])
     order = np.argsort(lengths, kind="stable")
@@ -153,7 +157,19 @@ def _batches(
         chosen = order[start : start + batch_size]
         part = [requests[i] for i in chosen]
         fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
-        yield chosen, tokenizer([request["history"] for request in part], num_steps=num_steps, **fields)
+        batch = tokenizer([request["history"] for request in part], num_steps=num_steps, **fields)
+        if adapted:
+            names = [request.get("surface") for request in part]
+            batch["adapter_names"] = [name if name in adapted else "__base__" for name in names]
+        yield chosen, batch
+
+
+def surface_adapters(model: PinRecModel) -> set[str]:
+    """The surfaces that have an adapter in `model`, if it is a `PeftModel`.
+
+    One with an adapter of another name, such as one in training, has none: its adapter answers every request.
+    """
+    return set(getattr(model, "peft_config", ())) & set(model.config.surfaces or [])
 
 
 def encoder_fingerprint(model: PinRecModel) -> str:
@@ -166,10 +182,30 @@ def encoder_fingerprint(model: PinRecModel) -> str:
     return weights_fingerprint(model.item_encoder, repr(use))
 
 
-def weights_fingerprint(module: torch.nn.Module, extra: str = "") -> str:
-    """Hex digest of a module's weights, read as float32, and of `extra`."""
+NAME_TABLES = tuple(
+    f"{part}.{names}.weight" for part in ("event_embedding", "outcome_head") for names in ("surfaces", "outcomes")
+)
+"""What grows with `add_surfaces` and `add_outcomes`."""
+
+
+def base_fingerprint(model: PinRecModel) -> str:
+    """Hex digest of what an adapter adapts: weights, and the config fields that say how they are used.
+
+    The tables of surfaces and outcomes are left out, so that a base may grow under its adapters.
+    """
+    config = model.config
+    use = (
+        config.num_attention_heads, config.rope_theta, config.rms_norm_eps, config.hidden_act, config.similarity,
+        config.signals, config.time_periods, config.time_offsets, config.hash_functions, config.pooled_history,
+    )  # fmt: skip
+    return weights_fingerprint(model, repr(use), without=NAME_TABLES)
+
+
+def weights_fingerprint(module: torch.nn.Module, extra: str = "", without: Sequence[str] = ()) -> str:
+    """Hex digest of a module's weights, read as float32, and of `extra`; `without` the weights of those names."""
     digest = blake2b(extra.encode(), digest_size=16)
     for name, weight in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.float().cpu().contiguous().numpy().data)
+        if name not in without:
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(weight.float().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -75,6 +75,7 @@ def test_all_targets_of_a_view_are_predicted_from_its_request():
     assert names(window["items"]) == "adef"
     assert window["target_outcomes"] == [SAVE, SAVE, CLICK, CLICK]
     assert window["target_timestamps"] == [0, 102, 102, 206]  # of the view, not of the item
+    assert window["target_offsets"] == [0, 1, 2, 0]  # the view began with c, at 102
     assert window["target_surfaces"] == [1] * 4
 
 

@@ -22,6 +22,7 @@ _LAZY = {
     "ItemIndex": "pinrec_hf.retrieval.index",
     "PinRecRetriever": "pinrec_hf.retrieval.retriever",
     "evaluate": "pinrec_hf.evaluation.evaluate",
+    "load_surface_adapters": "pinrec_hf.hub.adapters",
 }
 
 __all__ = ["PinRecConfig", "PinRecModel", "PinRecModelOutput", "PinRecTokenizer", *_LAZY]

@@ -21,9 +21,9 @@ from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.data.views import ViewDataset, encode_views
 from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surface
 from pinrec_hf.hub.adapters import ADAPTED, save_surface_adapter
+from pinrec_hf.modeling.generation_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
-from pinrec_hf.retrieval.budget import check_budget
 from pinrec_hf.retrieval.encode import base_fingerprint
 from pinrec_hf.retrieval.pretrained import find_folder, load_pretrained
 from pinrec_hf.training.arguments import (
@@ -110,7 +110,7 @@ def prepare_finetuning(
     budget = default_budgets(metadata).get(args.surface) if args.surface else None
     if args.outcome_budget is not None:
         budget = json.loads(args.outcome_budget)
-        check_budget(budget, tokenizer)
+        check_budget(budget, model.config)
     fingerprint = base_fingerprint(model)
     set_seed(training_args.seed)
     adapted = adapt(model, args)

@@ -70,3 +70,26 @@ def parse_pairs(pairs: Sequence[str], option: str) -> list[tuple[str, str]]:
         if "=" not in pair:
             raise ValueError(f"{option} {pair!r}: write NAME=VALUE")
     return [(name, value) for name, _, value in (pair.partition("=") for pair in pairs)]
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """The option `--adapter`, to be read by `parse_adapters`."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="SURFACE=FOLDER",
+        help="a surface's adapter, a folder or Hub repo, for its requests; repeatable (default: the base answers all)",
+    )
+
+
+def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
+    """`["search=pinrec-base-search"]` to a dict.
+
+    Raises:
+        ValueError: an entry without `=`, or a surface that is named twice.
+    """
+    adapters = dict(parse_pairs(pairs, "--adapter"))
+    if len(adapters) < len(pairs):
+        raise ValueError(f"--adapter names a surface twice: {list(pairs)}")
+    return adapters

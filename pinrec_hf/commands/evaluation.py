@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinrec_hf.commands.console import add_command, parse_pairs, print_json, table
+from pinrec_hf.commands.console import add_adapter, add_command, parse_adapters, parse_pairs, print_json, table
 
 if TYPE_CHECKING:
     from pinrec_hf.evaluation.bootstrap import Difference
@@ -32,6 +32,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, help="folder or Hub repo; its index is used if it has one")
     parser.add_argument("--revision", help="of a Hub repo")
+    add_adapter(parser)
     parser.add_argument("--data", required=True, help="folder that `pinrec prepare` wrote")
     parser.add_argument(
         "--split",
@@ -70,11 +71,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if os.path.lexists(args.output_dir):  # now, not after all the work
         raise FileExistsError(f"{args.output_dir} exists: choose another --output-dir, or remove it first")
     baselines = parse_pairs(args.baseline, "--baseline")
+    adapters = parse_adapters(args.adapter)
     folder = find_folder(args.model, args.revision)
     if (folder / "index.json").exists():
-        retriever = PinRecRetriever.from_pretrained(folder, device=best_device())
+        retriever = PinRecRetriever.from_pretrained(folder, device=best_device(), adapters=adapters)
     else:
-        retriever = PinRecRetriever.build(*load_pretrained(folder, device=best_device()))
+        retriever = PinRecRetriever.build(*load_pretrained(folder, device=best_device(), adapters=adapters))
     catalogue = retriever.tokenizer.catalogue
     ks = args.k or sorted({min(k, len(catalogue)) for k in (10, 50)})
     options: dict[str, Any] = {"history_lag": args.history_lag, "max_users": args.max_users}
@@ -93,7 +95,10 @@ def evaluate(args: argparse.Namespace) -> None:
         comparisons=comparisons,
         trainer_state=_training_log(folder),
         title=f"{Path(args.model).name} on {args.split}",
-        source={"weights": [weights_hash(folder)], "command": _command(args)},
+        source={
+            "weights": [weights_hash(find_folder(path)) for path in (str(folder), *adapters.values())],
+            "command": _command(args),
+        },
     )
     if args.json:
         print_json(json.loads((Path(args.output_dir) / "evaluation.json").read_text("utf-8")))
@@ -111,6 +116,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> str:
     """The command as it may be run again."""
     words = ["pinrec", "evaluate", "--model", args.model, "--data", args.data, "--split", args.split]
+    words += [word for adapter in args.adapter for word in ("--adapter", adapter)]
     words += [word for baseline in args.baseline for word in ("--baseline", baseline)]
     words += [word for k in args.k or () for word in ("-k", str(k))]
     words += ["--max-users", str(args.max_users)] if args.max_users else []

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pinrec_hf.commands.console import add_command, parse_pairs, print_json, table
+from pinrec_hf.commands.console import add_adapter, add_command, parse_adapters, parse_pairs, print_json, table
 
 if TYPE_CHECKING:
     from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever
@@ -70,6 +70,7 @@ def add_commands(commands: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub repo of an indexed model")
     parser.add_argument("--revision", help="of a Hub repo")
+    add_adapter(parser)
 
 
 def _add_users(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -181,7 +182,8 @@ def _retriever(args: argparse.Namespace) -> PinRecRetriever:
     from pinrec_hf.retrieval.pretrained import best_device
     from pinrec_hf.retrieval.retriever import PinRecRetriever
 
-    return PinRecRetriever.from_pretrained(args.model, revision=args.revision, device=best_device())
+    adapters = parse_adapters(args.adapter)
+    return PinRecRetriever.from_pretrained(args.model, revision=args.revision, device=best_device(), adapters=adapters)
 
 
 def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, Any]:

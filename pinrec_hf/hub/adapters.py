@@ -22,6 +22,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pinrec_hf.modeling.generation_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.retrieval.encode import base_fingerprint
 from pinrec_hf.retrieval.pretrained import find_folder
@@ -130,7 +131,6 @@ def _checked_config(folder: Path, surface: str, model: PinRecModel, fingerprint:
         newer = Version(about["peft_version"]).release[:2] > Version(peft.__version__).release[:2]
         form, own, base = about["format"], about["surface"], about["base_model"]
         same_base, budget = about["base_fingerprint"] == fingerprint, about["outcome_budget"]
-        wrong = sorted(set(budget or {}) - set(model.config.positive_outcomes))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is truncated or foreign ({error}); copy it again") from error
     if form != FORMAT:
@@ -147,8 +147,8 @@ def _checked_config(folder: Path, surface: str, model: PinRecModel, fingerprint:
             f"{folder} was written by PEFT {about['peft_version']}, this is {peft.__version__}, which may leave out "
             "what it does not know: install the newer one"
         )
-    if wrong:
-        raise ValueError(f"{path}: outcomes {wrong} of its budget are not among {model.config.positive_outcomes}")
+    if budget is not None:
+        check_budget(budget, model.config)
     return about
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,15 @@ def saved_class(folder: str | os.PathLike[str]) -> str:
 
 
 def load_pretrained(
-    folder: str | os.PathLike[str], *, device: str | None = None, model_class: type[PinRecModel] = PinRecModel
+    folder: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    model_class: type[PinRecModel] = PinRecModel,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> tuple[PinRecModel, PinRecTokenizer]:
     """Model, in eval mode, and tokenizer of a local folder, checked against each other.
+
+    With surfaces' `adapters` the model is the `PeftModel` of `load_surface_adapters`.
 
     Raises:
         ValueError: no PinRec model, another class of model, truncated or missing weights, a damaged catalogue, or
@@ -83,6 +90,10 @@ def load_pretrained(
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"the tokenizer in {folder} is missing or truncated ({error}); copy it again") from error
     check_belongs(model, tokenizer)
+    if adapters:
+        from pinrec_hf.hub.adapters import load_surface_adapters  # PEFT is slow to import, and few need it
+
+        model = load_surface_adapters(model, adapters)
     return model.to(device).eval() if device else model.eval(), tokenizer
 
 

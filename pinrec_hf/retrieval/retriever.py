@@ -110,20 +110,27 @@ class PinRecRetriever:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, revision: str | None = None, device: str | None = None
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> PinRecRetriever:
         """Load model, tokenizer, index and item columns, which are released together.
 
         Args:
             name: a folder, or a repo on the Hub. revision: of the repo.
             device: where the model runs; the CPU by default.
+            adapters: of surfaces, `{"search": "pinrec-base-search"}`: their requests are answered by them, in one pass
+                with those of other surfaces, which the base answers; see `load_surface_adapters`.
 
         Raises:
             FileNotFoundError: no such folder or repo, or it has no index yet.
             ValueError: something in it is foreign, truncated, or does not belong to the rest.
         """
         folder = find_folder(name, revision)
-        model, tokenizer = load_pretrained(folder, device=device)
+        model, tokenizer = load_pretrained(folder, device=device, adapters=adapters)
         index = ItemIndex.load(
             folder,
             encoder_fingerprint=encoder_fingerprint(model),

@@ -11,83 +11,46 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
+from runs import (
+    ENVIRONMENT,
+    RESULTS,
+    ROOT,
+    RUNS,
+    gain,
+    measured,
+    prepared,
+    pretrained,
+    public_data,
+    read_plan,
+    write_json,
+)
+from runs import record as record_rows
 
-from pinrec_hf.data.public import prepare_public
 from pinrec_hf.evaluation.baselines import ARCHITECTURES
-from pinrec_hf.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+from pinrec_hf.evaluation.evaluate import Evaluation, compare
 from pinrec_hf.evaluation.popularity import best_popularity
 from pinrec_hf.evaluation.protocol import Requests, load_requests
-from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.retrieval.pretrained import load_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "benchmark"
-RESULTS = ROOT / "benchmarks" / "results"
-PLAN: dict[str, Any] = yaml.safe_load((ROOT / "benchmarks" / "retrieval.yaml").read_text())
-# one thread, and large allocations from the heap: see docs/benchmarks.md
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-
-
-def public_data() -> Path:
-    """Where the public sets lie: `PINREC_DATA`, by default ../shared/data."""
-    return Path(os.environ.get("PINREC_DATA", ROOT.parent / "shared" / "data"))
-
-
-def prepared(name: str) -> Path:
-    folder = RUNS / name / "data"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        prepare_public(name, public_data() / PLAN[name]["folder"], folder)
-    return folder
-
-
-def train(name: str, architecture: str, trial: dict[str, Any], seed: int) -> Path:
-    """Trains one model unless that has been done; returns its folder."""
-    plan = PLAN[name]
-    output = RUNS / name / f"{architecture}-{trial['name']}-{seed}"
-    if output.exists():
-        return output
-    config = {**plan["config"], **plan["architectures"][architecture], **trial.get("config", {})}
-    arguments = {
-        "data": prepared(name),
-        "architecture": architecture,
-        "output_dir": output,
-        "seed": seed,
-        "config_overrides": json.dumps(config),
-        "metric_for_best_model": f"eval_{plan['metric']}",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **plan["arguments"],
-        **trial.get("arguments", {}),
-        "resume": output.with_name(output.name + ".training").exists(),
-    }
-    command = [sys.executable, str(ROOT / "training" / "pretrain.py")]
-    command += [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-    print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT})
-    return output
-
-
-def measured(folder: Path, requests: Requests, name: str, hide_time: bool) -> Evaluation:
-    model, tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[name][1])
-    ranker = ModelRanker(model, tokenizer, hide_time=hide_time)
-    return evaluate(ranker, requests, tokenizer.catalogue, name=name, progress=False)
+PLAN = read_plan("retrieval")
 
 
 def run_dataset(name: str) -> dict[str, Any]:
     """Tries, chooses on validation, trains the seeds, reads test once; returns the evaluations by system."""
     plan = PLAN[name]
+    data = prepared(name, plan["folder"])
+
+    def train(architecture: str, trial: dict[str, Any], seed: int) -> Path:
+        return pretrained(RUNS / name / f"{architecture}-{trial['name']}-{seed}", architecture, plan, data, trial, seed)
+
     hide_time = plan["arguments"].get("time_dropout", 0) >= 1
     tokenizer = None
     systems: dict[str, list[Evaluation]] = {}
@@ -96,11 +59,11 @@ def run_dataset(name: str) -> dict[str, Any]:
     for architecture in plan["architectures"]:
         best: tuple[float, dict[str, Any]] | None = None
         for trial in plan["trials"]:
-            folder = train(name, architecture, trial, plan["seeds"][0])
+            folder = train(architecture, trial, plan["seeds"][0])
             if tokenizer is None:
                 tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[architecture][1])[1]
-                requests = {s: load_requests(prepared(name), s, tokenizer.catalogue) for s in ("validation", "test")}
-            result = measured(folder, requests["validation"], architecture, hide_time)
+                requests = {s: load_requests(data, s, tokenizer.catalogue) for s in ("validation", "test")}
+            result = measured(folder, requests["validation"], architecture, hide_time=hide_time)
             state = json.loads((folder / "trainer_state.json").read_text())
             value = result.metrics[plan["metric"]].value
             trials.append(
@@ -111,52 +74,29 @@ def run_dataset(name: str) -> dict[str, Any]:
                 best = (value, trial)
         assert best is not None  # a plan has trials
         chosen = best[1]
-        folders = [train(name, architecture, chosen, seed) for seed in plan["seeds"]]
-        systems[architecture] = [measured(f, requests["test"], architecture, hide_time) for f in folders]
+        folders = [train(architecture, chosen, seed) for seed in plan["seeds"]]
+        systems[architecture] = [measured(f, requests["test"], architecture, hide_time=hide_time) for f in folders]
         curves = {f.name: json.loads((f / "trainer_state.json").read_text())["log_history"] for f in folders}
         write_json(RESULTS / f"{name}-{architecture}-curves.json", {"trial": chosen, "log_history": curves})
     write_json(RESULTS / f"{name}-trials.json", {"trials": trials})
-    return {"systems": systems, "requests": requests["test"], "catalogue": tokenizer.catalogue}  # type: ignore[union-attr]
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+    catalogue = tokenizer.catalogue  # type: ignore[union-attr]
+    return {"systems": systems, "requests": requests["test"], "catalogue": catalogue, "data": data}
 
 
 def record(rows: list[dict[str, Any]], seeds: list[int]) -> None:
-    """Puts rows into retrieval.json, in the place of those that make the same claim."""
-    path = RESULTS / "retrieval.json"
-    old = json.loads(path.read_text()) if path.exists() else []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    packages = ("torch", "transformers", "datasets", "accelerate", "faiss-cpu", "duckdb")
-    about = {
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
-        "seed": seeds,
-        "commit": commit.strip(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-    new = [{**row, **about} for row in rows]
-    claims = {row["claim"] for row in new}
-    write_json(path, [row for row in old if row["claim"] not in claims] + new)
-    for row in new:
-        print(("met   " if row["met"] else "missed"), row["claim"], row["target"], json.dumps(row["value"]))
-
-
-def gain(comparison: Comparison, metric: str) -> dict[str, Any]:
-    """A relative difference in percent, its interval, and the smallest that this data could have shown."""
-    d = comparison.metrics[metric]
-    figures = {"percent": d.relative_percent, "low": d.relative_low, "high": d.relative_high}
-    return {**figures, "detectable": 100 * d.minimum_detectable_effect / d.b}
+    record_rows("retrieval", rows, seeds)
 
 
 def kuairand() -> None:
     run = run_dataset("kuairand")
     systems, seeds = run["systems"], PLAN["kuairand"]["seeds"]
     popularity, frozen = (
-        best_popularity(prepared("kuairand"), run["catalogue"], requests=run["requests"], rolling=rolling).evaluation
+        best_popularity(
+            prepared("kuairand", PLAN["kuairand"]["folder"]),
+            run["catalogue"],
+            requests=run["requests"],
+            rolling=rolling,
+        ).evaluation
         for rolling in (None, False)
     )
     means = {

@@ -1,0 +1,124 @@
+"""What the benchmarks share: trained models that are not trained twice, and rows of claims."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pinrec_hf.data.public import prepare_public
+from pinrec_hf.evaluation.baselines import ARCHITECTURES
+from pinrec_hf.evaluation.evaluate import Comparison, Evaluation, evaluate
+from pinrec_hf.evaluation.protocol import Requests
+from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.retrieval.pretrained import load_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmark"
+RESULTS = ROOT / "benchmarks" / "results"
+# one thread, and large allocations from the heap: see docs/benchmarks.md
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+
+
+def read_plan(name: str) -> dict[str, Any]:
+    """`benchmarks/<name>.yaml`."""
+    plan: dict[str, Any] = yaml.safe_load((ROOT / "benchmarks" / f"{name}.yaml").read_text())
+    return plan
+
+
+def public_data() -> Path:
+    """Where the public sets lie: `PINREC_DATA`, by default ../shared/data."""
+    return Path(os.environ.get("PINREC_DATA", ROOT.parent / "shared" / "data"))
+
+
+def prepared(name: str, folder: str, work: str | None = None, **options: Any) -> Path:
+    """A public set's sequences dataset in runs/benchmark/<work>/data, made unless it is there."""
+    output = RUNS / (work or name) / "data"
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        prepare_public(name, public_data() / folder, output, **options)
+    return output
+
+
+def pretrained(output: Path, architecture: str, plan: Mapping[str, Any], data: Path, trial: Mapping[str, Any],
+               seed: int) -> Path:  # fmt: skip
+    """`output`, trained by training/pretrain.py unless it is there; a killed run goes on where it was."""
+    config = {**plan["config"], **plan["architectures"][architecture], **trial.get("config", {})}
+    arguments = {
+        "architecture": architecture,
+        "config_overrides": json.dumps(config),
+        "metric_for_best_model": f"eval_{plan['metric']}",
+        **plan["arguments"],
+        **trial.get("arguments", {}),
+    }
+    return run_script("pretrain", output, data, seed, arguments)
+
+
+def run_script(script: str, output: Path, data: Path, seed: int, arguments: Mapping[str, Any]) -> Path:
+    """`output`, as a script of training/ makes it, unless it is there."""
+    if output.exists():
+        return output
+    given = {
+        "data": data,
+        "output_dir": output,
+        "seed": seed,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **arguments,
+        "resume": output.with_name(output.name + ".training").exists(),
+    }
+    command = [sys.executable, str(ROOT / "training" / f"{script}.py")]
+    command += [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    print("$", " ".join(command), flush=True)
+    subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT})
+    return output
+
+
+def measured(folder: Path, requests: Requests, architecture: str, **ranking: Any) -> Evaluation:
+    """A trained model on requests, ranked by one embedding."""
+    model, tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[architecture][1])
+    ranker = ModelRanker(model, tokenizer, **ranking)
+    return evaluate(ranker, requests, tokenizer.catalogue, name=architecture, progress=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
+    """Puts rows into benchmarks/results/<results>.json, in the place of those that make the same claim."""
+    path = RESULTS / f"{results}.json"
+    old = json.loads(path.read_text()) if path.exists() else []
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    packages = ("torch", "transformers", "datasets", "accelerate", "peft", "faiss-cpu", "duckdb")
+    about = {
+        "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "seed": seeds,
+        "commit": commit.strip(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+    new = [{**row, **about} for row in rows]
+    claims = {row["claim"] for row in new}
+    write_json(path, [row for row in old if row["claim"] not in claims] + new)
+    for row in new:
+        print(("met   " if row["met"] else "missed"), row["claim"], row["target"], json.dumps(row["value"]))
+
+
+def gain(comparison: Comparison, metric: str, group: tuple[str, str] | None = None) -> dict[str, Any]:
+    """A relative difference in percent, its interval, and the smallest that this data could have shown.
+
+    Args:
+        group: kind and name, of all requests by default.
+    """
+    d = (comparison.metrics if group is None else comparison.groups[group[0]][group[1]])[metric]
+    figures = {"percent": d.relative_percent, "low": d.relative_low, "high": d.relative_high}
+    return {**figures, "detectable": 100 * d.minimum_detectable_effect / d.b}

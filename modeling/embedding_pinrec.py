@@ -28,10 +28,10 @@ class PinRecRMSNorm(nn.Module):
 
 
 @torch.no_grad()
-def insert_rows(table: nn.Embedding, count: int, place: int) -> nn.Embedding:
-    """A table with `count` more rows from `place` on, copies of its first row; the others keep their bits."""
+def append_rows(table: nn.Embedding, count: int) -> nn.Embedding:
+    """A table with `count` more rows, copies of its first one; the others keep their bits."""
     weight = table.weight
-    rows = torch.cat([weight[:place], weight[:1].expand(count, -1), weight[place:]])
+    rows = torch.cat([weight, weight[:1].expand(count, -1)])
     return nn.Embedding.from_pretrained(rows, freeze=not weight.requires_grad)
 
 
@@ -153,8 +153,8 @@ class EventEmbedding(nn.Module):
         size, signals = config.hidden_size, config.signals or []
         self.types = nn.Embedding(4, size)
         self.surfaces = nn.Embedding(len(config.surfaces or []) + 1, size) if "surface" in signals else None
-        # two rows more than outcomes: an unknown outcome, and a masked set, which is not an empty one
-        self.outcomes = nn.Embedding(len(config.outcomes or []) + 2, size) if "outcome" in signals else None
+        # row 0: an unknown outcome, which is how a masked set looks too; no outcome at all adds nothing
+        self.outcomes = nn.Embedding(len(config.outcomes or []) + 1, size) if "outcome" in signals else None
         self.time = TimeEncoding(config) if "time" in signals else None
 
     def forward(
@@ -165,11 +165,10 @@ class EventEmbedding(nn.Module):
         if self.surfaces is not None:
             events = events + self.surfaces(surfaces)
         if self.outcomes is not None:
-            indicators = outcome_indicators(outcome_sets, len(self.config.outcomes or []) + 1)
-            masked = torch.zeros_like(outcome_sets, dtype=torch.bool)
             if self.training and self.config.outcome_dropout:
-                masked = torch.rand(masked.shape, device=masked.device) < self.config.outcome_dropout
-            indicators = torch.cat([indicators * ~masked[..., None], masked[..., None]], -1)
+                masked = torch.rand(outcome_sets.shape, device=outcome_sets.device) < self.config.outcome_dropout
+                outcome_sets = outcome_sets.masked_fill(masked, 1)
+            indicators = outcome_indicators(outcome_sets, len(self.config.outcomes or []) + 1)
             events = events + indicators.to(events.dtype) @ self.outcomes.weight
         if self.time is not None:
             events = events + self.time(timestamps, gaps)

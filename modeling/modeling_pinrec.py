@@ -31,7 +31,7 @@ from .configuration_pinrec import (
     PinRecConfig,
     more_names,
 )
-from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding, insert_rows
+from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding, append_rows
 from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
 from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
@@ -211,7 +211,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         self.config.surfaces = more_names("surfaces", self.config.surfaces, names)
         for part in (self.event_embedding, self.outcome_head):
             if part.surfaces is not None:
-                part.surfaces = insert_rows(part.surfaces, len(names), part.surfaces.num_embeddings)
+                part.surfaces = append_rows(part.surfaces, len(names))
 
     def add_outcomes(self, names: Sequence[str], negative: bool = False) -> None:
         """Outcomes that pretraining did not know, each beginning as a copy of the unknown one (in events) and of the
@@ -230,10 +230,10 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         if negative:
             self.config.negative_outcomes = [*(self.config.negative_outcomes or []), *names]
         events, head = self.event_embedding, self.outcome_head
-        if events.outcomes is not None:  # the last row is that of a masked set
-            events.outcomes = insert_rows(events.outcomes, len(names), events.outcomes.num_embeddings - 1)
+        if events.outcomes is not None:
+            events.outcomes = append_rows(events.outcomes, len(names))
         if head.outcomes is not None:
-            head.outcomes = insert_rows(head.outcomes, len(names), head.outcomes.num_embeddings)
+            head.outcomes = append_rows(head.outcomes, len(names))
 
     @merge_with_config_defaults
     @capture_outputs

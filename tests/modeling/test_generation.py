@@ -20,7 +20,10 @@ def batch_of(tokenizer, requests, num_steps=1):
 
 
 def known_codes(tokenizer, request):
-    return [row + FIRST_ITEM for row in tokenizer.catalogue.rows(request["history"].get("item_id", [])) if row >= 0]
+    """Item codes of what the history's user acted on; what was shown and ignored may come again."""
+    history = request["history"]
+    acted = [item for item, names in zip(history.get("item_id", []), history.get("outcomes", []), strict=True) if names]
+    return [row + FIRST_ITEM for row in tokenizer.catalogue.rows(acted) if row >= 0]
 
 
 @pytest.fixture

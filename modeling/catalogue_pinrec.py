@@ -155,15 +155,7 @@ class Catalogue:
             if os.path.exists(partial):
                 os.remove(partial)
 
-    def append(
-        self,
-        ids: Sequence[str] | Sequence[int] | np.ndarray,
-        *,
-        vectors: np.ndarray | Sequence[Sequence[float]] | None = None,
-        features: Iterable[Sequence[str] | None] | None = None,
-        available_from: Sequence[int | None] | np.ndarray | None = None,
-        available_until: Sequence[int | None] | np.ndarray | None = None,
-    ) -> Catalogue:
+    def append(self, ids: Sequence[str] | Sequence[int] | np.ndarray, **columns: Any) -> Catalogue:
         """Return a new, larger catalogue in which every old item keeps its row; arguments as in `build`.
 
         Raises:
@@ -171,13 +163,7 @@ class Catalogue:
         """
         if len(ids) == 0:
             return self
-        new = Catalogue.build(
-            ids,
-            vectors=vectors,
-            features=features,
-            available_from=available_from,
-            available_until=available_until,
-        )
+        new = Catalogue.build(ids, **columns)
         if new.content_size != self.content_size:
             raise ValueError(
                 f"the new items have vectors of width {new.content_size}, the catalogue of width "

@@ -99,20 +99,35 @@ def tiny_queries() -> pa.Table:
     return pa.table({"query": QUERIES[:3], "embedding": pa.array(list(vectors))})
 
 
+def prepare_tiny(rows: list[dict[str, Any]], folder: Path, **options: Any) -> Path:
+    """`prepare` of a log such as `tiny_log` makes, with its items and queries."""
+    tables = {"items": tiny_items(), "queries": tiny_queries()}
+    log = pa.Table.from_pylist(rows)
+    prepare(log, **tables, time_unit="s", negative_outcomes=["hide"], output_dir=folder, name="tiny", **options)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A folder that `prepare` wrote: 80 users, 60 items, train of six days, a day each of validation and test."""
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    prepare(
-        pa.Table.from_pylist(tiny_log()),
-        items=tiny_items(),
-        queries=tiny_queries(),
-        time_unit="s",
-        negative_outcomes=["hide"],
-        output_dir=folder,
-        name="tiny",
-    )
-    return folder
+    return prepare_tiny(tiny_log(), tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="session")
+def poisoned_data(tmp_path_factory) -> tuple[Path, Path]:
+    """Two folders of one log; in the second all rows of the test day are poisoned.
+
+    Other items, outcomes, surfaces and times, more of everything, and users who came only then.
+    """
+    start = FIRST_TIME + (NUM_DAYS - 1) * DAY
+    rows = tiny_log()
+    late = [row for row in rows if row["timestamp"] is not None and row["timestamp"] >= start]
+    poison = {"item_id": "p3", "outcomes": ["poison", "save"], "surface": "poison", "query": "poison"}
+    changed = [{**row, **poison, "timestamp": start + i % DAY} for i, row in enumerate(late)]
+    changed += [{**row, "user_id": f"{row['user_id']}-late", "item_id": "p4"} for row in changed]
+    base, cut = tmp_path_factory.mktemp("canary"), {"test_start": start, "test_end": start + DAY}
+    poisoned = [row for row in rows if row not in late] + changed
+    return prepare_tiny(rows, base / "clean", **cut), prepare_tiny(poisoned, base / "poisoned", **cut)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,312 @@
+"""The figures of `pinrec serve`: benchmarks/results/serving.json, a row a claim.
+
+    make benchmark-serving                     # about five minutes
+    python benchmarks/serving.py --seconds 600 # as the claims are worded
+
+A `small` model of random weights and 100,000 synthetic items: speed does not depend on training. The server is a
+process of its own and so is the load, on loopback; both share the machine with whatever else runs, and every row
+says how busy it was.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import psutil
+import torch
+from loopback_load import Connection, Tally, append_until_killed, ask, closed_loop, open_loop
+
+from pinrec_hf import PinRecConfig, PinRecModel, PinRecRetriever, PinRecTokenizer
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.build import build_index
+from pinrec_hf.serving.histories import SQLiteHistories
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
+SURFACES, OUTCOMES = ["homefeed", "search", "related"], ["click", "save", "hide"]
+NUM_ITEMS, NUM_REQUESTS, CLIENTS, K, NOW = 100_000, 256, 64, 100, 1_735_689_600
+TIE = 1e-3
+"""Scores closer than this may swap: a batch's float32 sums differ from a lone request's in the last digits."""
+
+
+def make_release(folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(0)  # the same catalogue in every release
+    catalogue = Catalogue.build(
+        [f"item-{n}" for n in range(NUM_ITEMS)], vectors=rng.normal(size=(NUM_ITEMS, 64)).astype(np.float32)
+    )
+    names = {"surfaces": SURFACES, "outcomes": OUTCOMES, "negative_outcomes": ["hide"]}
+    tokenizer = PinRecTokenizer(catalogue=catalogue, model_max_length=256, **names)
+    torch.manual_seed(seed)
+    config = PinRecConfig.from_preset(
+        "small",
+        **names,
+        num_items=NUM_ITEMS,
+        content_size=64,
+        catalogue_fingerprint=catalogue.fingerprint,
+        outcome_budgets={surface: {"save": 0.6, "click": 0.4} for surface in SURFACES},
+    )
+    model = PinRecModel(config).eval()
+    with torch.no_grad():  # untrained outcomes hardly differ, and would be merged into one search
+        model.outcome_head.outcomes.weight *= 50
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    build_index(folder)
+
+
+def make_requests() -> list[dict[str, Any]]:
+    """Three surfaces, histories of 20 to 200 events."""
+    rng = np.random.default_rng(1)
+    requests = []
+    for number in range(NUM_REQUESTS):
+        length = int(rng.integers(20, 200))
+        surface = SURFACES[number % 3]
+        about = {"search": {"query": f"query {number}"}, "related": {"context_item_id": f"item-{number}"}}
+        history = {
+            "item_id": [f"item-{n}" for n in rng.integers(0, NUM_ITEMS, length)],
+            "surface": [SURFACES[n] for n in rng.integers(0, 3, length)],
+            "outcomes": [[OUTCOMES[n]] for n in rng.integers(0, 3, length)],
+            "timestamp": np.sort(rng.integers(NOW - 10**6, NOW, length)).tolist(),
+        }
+        requests.append({"history": history, "surface": surface, "timestamp": NOW, "k": K, **about.get(surface, {})})
+    return requests
+
+
+def offline(folder: Path, requests: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """For each request, item to score."""
+    retriever = PinRecRetriever.from_pretrained(folder)
+    return [{c.item_id: c.score for c in found} for found in retriever.candidates(retriever.search(requests, K))]
+
+
+def count_wrong(tally: Tally, expected: dict[str, list[dict[str, float]]]) -> int:
+    """Answers that differ from the offline ones of the release that gave them by more than near ties."""
+    wrong = 0
+    for number, answer in tally.answers:
+        right, found = expected[answer["release"]][number], answer["candidates"]
+        good = len(found) == len(right) and all(abs(right.get(c["item_id"], 1e9) - c["score"]) < TIE for c in found)
+        if not good and len(found) == len(right):  # a tie at the end of a list lets another item in
+            lowest = min(right.values())
+            good = all(
+                abs(right[c["item_id"]] - c["score"]) < TIE if c["item_id"] in right else c["score"] < lowest + TIE
+                for c in found
+            )
+        wrong += not good
+    return wrong
+
+
+@contextmanager
+def served(model: Path, *options: str):
+    """A server process: its port, and the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pinrec_hf", "serve", "--model", str(model), "--port", str(port), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not ready(port):
+            if process.poll() is not None:
+                raise RuntimeError("the server does not start; run it by hand: " + " ".join(command))
+            time.sleep(0.2)
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ready(port: int) -> str | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return json.load(answer)["release"]
+    except OSError:
+        return None
+
+
+def milliseconds(latencies: list[float]) -> dict[str, float]:
+    values = np.percentile(np.array(latencies) * 1e3, [50, 90, 99]) if latencies else [float("nan")] * 3
+    return {f"p{p}_ms": round(float(v), 1) for p, v in zip((50, 90, 99), values, strict=True)}
+
+
+class Report:
+    def __init__(self, seconds: float) -> None:
+        self.rows: list[dict[str, Any]] = []
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        names = ("torch", "transformers", "faiss-cpu", "fastapi", "uvicorn")
+        self.about = {
+            "command": f"python benchmarks/serving.py --seconds {seconds:g}",
+            "seed": [0, 1],
+            "commit": commit,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        }
+
+    def add(self, claim: str, target: str, value: dict[str, Any], met: bool) -> None:
+        value = {**value, "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+        self.rows.append({"claim": claim, "target": target, "value": value, "met": bool(met), **self.about})
+        print(f"{'met ' if met else 'MISS'} {claim} ({target}): {value}", flush=True)
+        partial = RESULTS.with_suffix(".partial")
+        partial.write_text(json.dumps(self.rows, indent=1) + "\n")
+        os.replace(partial, RESULTS)
+
+
+def measure(work: Path, seconds: float) -> None:
+    report, first, second = Report(seconds), work / "first", work / "second"
+    for seed, folder in enumerate((first, second)):
+        make_release(folder, seed)
+    requests = make_requests()
+    bodies = [orjson.dumps(request) for request in requests]
+    expected = {folder.name: offline(folder, requests) for folder in (first, second)}
+
+    def load(port: int, clients: int = CLIENTS, duration: float = seconds) -> Tally:
+        return asyncio.run(closed_loop(port, bodies, clients, duration))
+
+    # batching against none, taking turns so that other work on the machine disturbs both alike
+    rates: dict[str, list[float]] = {"batched": [], "single": []}
+    latencies: list[float] = []
+    wrong = lost = 0
+    with served(first) as (port, process), served(first, "--max-batch", "1", "--max-wait", "0") as (single_port, _):
+        load(port, duration=2), load(single_port, duration=2)
+        memory = [psutil.Process(process.pid).memory_info().rss]
+        for _ in range(4):
+            for name, target in (("batched", port), ("single", single_port)):
+                start = time.perf_counter()
+                tally = load(target, duration=seconds / 4)
+                rates[name].append(len(tally.answers) / (time.perf_counter() - start))
+                wrong, lost = (
+                    wrong + count_wrong(tally, expected),
+                    lost + tally.lost + tally.failed + len(tally.refusals),
+                )
+                if name == "batched":
+                    latencies += tally.latencies
+            memory.append(psutil.Process(process.pid).memory_info().rss)
+        throughput = {name: round(float(np.median(values)), 1) for name, values in rates.items()}
+        report.add(
+            "64 clients, mixed surfaces: wrong or lost answers",
+            "0 in 10 minutes",
+            {"wrong": wrong, "lost": lost, "seconds": seconds, "answers": len(latencies), **milliseconds(latencies)},
+            wrong == lost == 0 and seconds >= 600,
+        )
+        gain = throughput["batched"] / throughput["single"]
+        report.add(
+            "batching against batches of one, 64 clients, requests a second",
+            ">= 3 x",
+            {**throughput, "times": round(gain, 2)},
+            gain >= 3,
+        )
+
+        http, alone = asyncio.run(lone(port, PinRecRetriever.from_pretrained(first), requests))
+        share = 1 - float(np.median(alone) / np.median(http))
+        report.add(
+            "the HTTP layer's share of a lone request's time at p50",
+            "<= 20 %",
+            {"percent": round(100 * share, 1), "http": milliseconds(http), "offline": milliseconds(alone)},
+            share <= 0.2,
+        )
+
+        calm = milliseconds(load(port, duration=seconds / 4).latencies)
+        over = asyncio.run(open_loop(port, bodies, 3 * throughput["batched"], seconds / 2))
+        memory.append(psutil.Process(process.pid).memory_info().rss)
+        time.sleep(1)
+        after = milliseconds(load(port, duration=seconds / 4).latencies)
+        accepted, refused = milliseconds(over.latencies), milliseconds(over.refusals)
+        report.add(
+            "3 x overload: refusals, accepted requests, recovery",
+            "refused within 50 ms (p99), accepted p99 within 2 x",
+            {
+                "accepted": {"requests": len(over.latencies), **accepted},
+                "refused": {"requests": len(over.refusals), **refused},
+                "64 clients before": calm,
+                "64 clients after": after,
+                "lost": over.lost + over.failed,
+                "wrong": count_wrong(over, expected),
+            },
+            refused["p99_ms"] <= 50 and accepted["p99_ms"] <= 2 * calm["p99_ms"] and over.lost + over.failed == 0,
+        )
+        growth = memory[-1] / memory[0] - 1
+        answers = len(latencies) + len(over.latencies)
+        report.add(
+            "resident memory after 10^6 requests",
+            "flat within 5 %",
+            {"percent": round(100 * growth, 1), "requests": answers, "MiB": [m >> 20 for m in memory]},
+            growth <= 0.05 and answers >= 10**6,
+        )
+
+    current = work / "current"
+    current.symlink_to(first)
+    with served(current) as (port, process):
+        tally = asyncio.run(swapped(port, process, bodies, work, seconds / 2))
+        releases = {answer["release"] for _, answer in tally.answers}
+        counts = {"lost": tally.lost + tally.failed + len(tally.refusals), "mixed": count_wrong(tally, expected)}
+        report.add(
+            "release swapped twice, then SIGTERM, under 64 clients",
+            "0 lost, 0 mixed answers",
+            {**counts, "answers": len(tally.answers), "releases": len(releases), "exit_code": process.wait(30)},
+            not any(counts.values()) and len(releases) == 2,
+        )
+
+    histories = work / "events.sqlite"
+    with served(first, "--histories", str(histories)) as (port, process):
+        acknowledged = asyncio.run(killed(port, process, min(seconds / 4, 10)))
+    store = SQLiteHistories(str(histories))
+    stored = [len(store.read(f"killed-{n}").get("item_id", ())) for n in range(len(acknowledged))]
+    missing = sum(max(0, a - s) for a, s in zip(acknowledged, stored, strict=True))
+    report.add(
+        "SIGKILL while events are appended: acknowledged events lost",
+        "0",
+        {"lost": missing, "acknowledged": sum(acknowledged)},
+        missing == 0 and sum(acknowledged) > 0,
+    )
+
+
+async def lone(
+    port: int, retriever: PinRecRetriever, requests: list[dict[str, Any]]
+) -> tuple[list[float], list[float]]:
+    """Seconds of each request alone, over HTTP and in Python, in turns."""
+    connection, tally, offline = Connection(port), Tally(), []
+    for number, request in enumerate(requests):
+        await ask(connection, tally, number, orjson.dumps(request))
+        start = time.perf_counter()
+        retriever.candidates(retriever.search([request], K))
+        offline.append(time.perf_counter() - start)
+    connection.close()
+    return tally.latencies[1:], offline[1:]  # the first opens the connection
+
+
+async def swapped(port: int, process: subprocess.Popen, bodies: list[bytes], work: Path, seconds: float) -> Tally:
+    clients = asyncio.create_task(closed_loop(port, bodies, CLIENTS, seconds * 10))
+    for name in ("second", "first"):
+        await asyncio.sleep(seconds / 3)
+        (work / "next").symlink_to(work / name)
+        os.replace(work / "next", work / "current")
+        process.send_signal(signal.SIGHUP)
+        while await asyncio.to_thread(ready, port) != name:
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(seconds / 3)
+    process.send_signal(signal.SIGTERM)
+    return await clients
+
+
+async def killed(port: int, process: subprocess.Popen, seconds: float) -> list[int]:
+    kills = [process.kill, None, None, None]
+    return await asyncio.gather(*(append_until_killed(port, n, kill, seconds) for n, kill in enumerate(kills)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40, help="of load in the main rows (default: %(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), arguments.seconds)

@@ -29,6 +29,7 @@ COMMANDS = [
     "evaluate",
     "card",
     "push",
+    "serve",
 ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class PinRecRetriever:
         revision: str | None = None,
         device: str | None = None,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
-    ) -> PinRecRetriever:
+    ) -> Self:
         """Load model, tokenizer, index and item columns, which are released together.
 
         Args:

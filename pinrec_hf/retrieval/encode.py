@@ -14,6 +14,9 @@ from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 
+EVENTS_IN_CACHE = 2_048
+"""Of a batch on a CPU: half the time of batches of 256 long histories (docs/serving.md)."""
+
 REQUEST_FIELDS = ("surface", "timestamp", "query", "query_embedding", "context_item_id", "request_features")
 
 
@@ -152,9 +155,15 @@ def _batches(
     adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
     lengths = np.array([len(request["history"].get("item_id", ())) for request in requests])
+    lengths = np.minimum(lengths, tokenizer.model_max_length) + 1  # a start event goes before each
     order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(requests), batch_size):
+    start = 0
+    while start < len(requests):
         chosen = order[start : start + batch_size]
+        if model.device.type == "cpu":
+            events = lengths[chosen] * np.arange(1, len(chosen) + 1)  # of a batch that ends here, padding included
+            chosen = chosen[: max(1, np.searchsorted(events, EVENTS_IN_CACHE, side="right"))]
+        start += len(chosen)
         part = [requests[i] for i in chosen]
         fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
         batch = tokenizer([request["history"] for request in part], num_steps=num_steps, **fields)

@@ -287,12 +287,13 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
     tokenizer.save_pretrained(tmp_path / "tower")
     words = ["evaluate", "--model", saved_model, "--data", tiny_data, "--max-users", 20]
     baseline = ["--baseline", f"two-tower={tmp_path / 'tower'}"]
-    result = run_json(*words, "--output-dir", tmp_path / "report", *baseline, "-k", 5, "-k", 20)
+    result = run_json(*words, "--output-dir", tmp_path / "report", *baseline, "-k", 5, "-k", 20, "--category-column", "topic")
     names = [system["name"] for system in result["evaluations"]]
     assert names[:3] == ["PinRec", "PinRec, any outcome", "two-tower"]
     assert names[3].startswith("popularity")
     assert [comparison["b"] for comparison in result["comparisons"]] == names[1:]
     assert result["evaluations"][0]["ks"] == [5, 20]
+    assert all(system["metrics"]["category_entropy@5"]["value"] > 0 for system in result["evaluations"])
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "evaluation.json",
         "evaluation.md",
@@ -307,6 +308,7 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
 def test_evaluate_refuses_foreign_baselines(saved_model, tiny_data, run, tmp_path):
     words = ["evaluate", "--model", saved_model, "--data", tiny_data, "--max-users", 5, "--output-dir", tmp_path / "r"]
     assert "write NAME=VALUE" in run(*words, "--baseline", "two-tower", code=2)
+    assert "no feature 'genre=...'" in run(*words, "--category-column", "genre", code=2)
     folder = shutil.copytree(saved_model, tmp_path / "foreign")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["PinRecGiant"]}))

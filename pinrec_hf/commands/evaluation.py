@@ -14,8 +14,7 @@ from pinrec_hf.commands.console import add_adapter, add_command, parse_adapters,
 
 if TYPE_CHECKING:
     from pinrec_hf.evaluation.bootstrap import Difference
-    from pinrec_hf.evaluation.evaluate import Evaluation
-    from pinrec_hf.evaluation.protocol import Requests
+    from pinrec_hf.evaluation.ranker import ModelRanker
     from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 NAME = "PinRec"
@@ -55,9 +54,15 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--history-lag", type=int, default=0, help="seconds by which histories lag behind (default: %(default)s)"
     )
+    parser.add_argument(
+        "--category-column",
+        help="for category entropy: a column of the items, or a prefix of their features such as genre "
+        "(default: category, where the items have it)",
+    )
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from pinrec_hf.evaluation.categories import item_categories
     from pinrec_hf.evaluation.evaluate import compare
     from pinrec_hf.evaluation.evaluate import evaluate as measure
     from pinrec_hf.evaluation.plots import Figure  # noqa: F401  missed now, if it is
@@ -82,11 +87,17 @@ def evaluate(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {"history_lag": args.history_lag, "max_users": args.max_users}
     requests = load_requests(args.data, args.split, catalogue, **options)
 
-    systems = [measure(retriever, requests, catalogue, ks=ks, name=NAME)]
+    measured: dict[str, Any] = {
+        "ks": ks,
+        "categories": item_categories(args.data, catalogue, args.category_column),
+    }
+
+    systems = [measure(retriever, requests, catalogue, name=NAME, **measured)]
     single = ModelRanker(retriever.model, retriever.tokenizer)
-    systems.append(measure(single, requests, catalogue, ks=ks, name=f"{NAME}, any outcome"))
-    systems += [_baseline(name, path, requests, catalogue, ks) for name, path in baselines]
-    popularity = best_popularity(args.data, catalogue, ks=ks, split=args.split, requests=requests, **options)
+    systems.append(measure(single, requests, catalogue, name=f"{NAME}, any outcome", **measured))
+    for name, path in baselines:
+        systems.append(measure(_baseline(name, path, catalogue), requests, catalogue, name=name, **measured))
+    popularity = best_popularity(args.data, catalogue, split=args.split, requests=requests, **measured, **options)
     systems.append(popularity.evaluation)
     comparisons = [compare(systems[0], other) for other in systems[1:]]
     write_report(
@@ -141,9 +152,8 @@ def _training_log(folder: Path) -> Path | None:
     return state
 
 
-def _baseline(name: str, folder: str, requests: Requests, catalogue: Catalogue, ks: list[int]) -> Evaluation:
+def _baseline(name: str, folder: str, catalogue: Catalogue) -> ModelRanker:
     from pinrec_hf.evaluation.baselines import ARCHITECTURES
-    from pinrec_hf.evaluation.evaluate import evaluate as measure
     from pinrec_hf.evaluation.ranker import ModelRanker
     from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained, saved_class
 
@@ -155,4 +165,4 @@ def _baseline(name: str, folder: str, requests: Requests, catalogue: Catalogue, 
     model, tokenizer = load_pretrained(path, device=best_device(), model_class=classes[saved])
     if tokenizer.catalogue.fingerprint != catalogue.fingerprint:
         raise ValueError(f"baseline {name}: {folder} has another catalogue than the model; train both on the same data")
-    return measure(ModelRanker(model, tokenizer), requests, catalogue, ks=ks, name=name)
+    return ModelRanker(model, tokenizer)

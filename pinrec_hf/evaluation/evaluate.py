@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from pinrec_hf.evaluation.bootstrap import Difference, Interval, intervals, paired_differences
 from pinrec_hf.evaluation.metrics import (
+    category_entropy,
     coverage,
     head_items,
     intra_list_diversity,
@@ -119,6 +120,7 @@ def evaluate(
     ks: Sequence[int] = (10, 50),
     name: str | None = None,
     item_vectors: np.ndarray | None = None,
+    categories: np.ndarray | None = None,
     batch_size: int = 256,
     resamples: int = 1000,
     seed: int = 0,
@@ -135,13 +137,17 @@ def evaluate(
         name: the system's name; None = the ranker's `name`, or its class's.
         item_vectors: float (items, d) for intra-list diversity; the catalogue's content vectors if None.
             Without either, diversity is left out.
+        categories: int (items,), a code of each item's category, as from `item_categories`, for category
+            entropy; None = it is left out.
         batch_size, progress: requests per call of `rank`; whether to show a progress bar.
         resamples, seed: of the bootstrap over users.
 
     Raises:
-        ValueError: a k below 1 or above the catalogue, or a ranker that breaks its contract (shape, rows,
-            doubles).
+        ValueError: a k below 1 or above the catalogue, categories of another number of items, or a ranker that
+            breaks its contract (shape, rows, doubles).
     """
+    if categories is not None and np.shape(categories) != (len(catalogue),):
+        raise ValueError(f"categories {np.shape(categories)}: give one code for each of {len(catalogue)} items")
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1 or ks[-1] > len(catalogue):
         raise ValueError(f"ks is {ks}: each k must lie between 1 and the catalogue's size, {len(catalogue)}")
@@ -168,6 +174,8 @@ def evaluate(
     spread = np.concatenate(diversity)
     if not np.isnan(spread).all():
         per_request[f"intra_list_diversity@{ks[0]}"] = spread
+    if categories is not None:
+        per_request[f"category_entropy@{ks[0]}"] = category_entropy(ranked[:, : ks[0]], categories)
     result = Evaluation(
         name=name,
         split=requests.split,

@@ -1,13 +1,16 @@
-"""The plots of a report: recall by group, systems side by side, and the learning curve. Needs matplotlib."""
+"""The plots of a report: recall by group, the learning curve, recall over diversity. Needs matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pinrec_hf.evaluation.bootstrap import Interval
+
+if TYPE_CHECKING:
+    from pinrec_hf.evaluation.frontier import FrontierPoint
 
 try:
     from matplotlib.figure import Figure  # no pyplot: no window, no global state
@@ -108,6 +111,39 @@ def plot_learning_curve(history: Sequence[dict[str, Any]]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _bare(ax)
         ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    return figure
+
+
+def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
+    """Recall over intra-list diversity, a line a system through its settings, with intervals over users."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    ax = figure.subplots()
+    for number, system in enumerate(dict.fromkeys(point.system for point in points)):
+        own = [point for point in points if point.system == system]
+        x, y = (
+            np.array([[f.value, f.low, f.high] for f in part]).T
+            for part in ([point.diversity for point in own], [point.recall for point in own])
+        )
+        ax.errorbar(
+            x[0],
+            y[0],
+            xerr=np.maximum([x[0] - x[1], x[2] - x[0]], 0),
+            yerr=np.maximum([y[0] - y[1], y[2] - y[0]], 0),
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=6,
+            linewidth=1.2,
+            elinewidth=0.6,
+            label=system,
+        )
+        for point in own:
+            place = point.diversity.value, point.recall.value
+            ax.annotate(f"{point.knob:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+    ax.set_xlabel(f"intra-list diversity@{points[0].k}")
+    ax.set_ylabel(f"recall@{points[0].k}")
+    ax.legend(frameon=False, fontsize=10)
+    _bare(ax)
+    ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     return figure
 
 

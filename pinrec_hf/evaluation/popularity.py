@@ -270,6 +270,7 @@ def best_popularity(
     history_lag: int = 0,
     max_users: int | None = None,
     half_lives: Sequence[float] = HALF_LIVES,
+    categories: np.ndarray | None = None,
     progress: bool = True,
 ) -> BestPopularity:
     """Choose scope and half-life by recall@k on validation, then evaluate on `split`.
@@ -279,6 +280,7 @@ def best_popularity(
         requests: the split's requests, where they are already loaded (needed for `compare`); else they are
             read.
         history_lag, max_users: as in `load_requests`, for both splits; rolling counts lag as histories do.
+        categories: as in `evaluate`.
     """
     options: dict[str, Any] = {"history_lag": history_lag, "max_users": max_users}
     validation = load_requests(data_dir, "validation", catalogue, **options)
@@ -303,7 +305,9 @@ def best_popularity(
     settings = {name: best[name] for name in ("scope", "half_life", "rolling")}
     ranker = DecayedPopularity.fit(data_dir, catalogue, split, history_lag=history_lag, **settings)
     requests = requests or load_requests(data_dir, split, catalogue, **options)
-    evaluation = evaluate(ranker, requests, catalogue, ks=ks, name=ranker.name, progress=progress)
+    evaluation = evaluate(
+        ranker, requests, catalogue, ks=ks, name=ranker.name, categories=categories, progress=progress
+    )
     return BestPopularity(ranker, trials, evaluation)
 
 

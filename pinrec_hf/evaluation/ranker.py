@@ -43,7 +43,12 @@ class ModelRanker:
 
     def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
         """int64 `(requests, k)` catalogue rows, best first, -1 where fewer than k are left."""
+        return self.search(requests, k)[0]
+
+    def search(self, requests: Sequence[Mapping[str, Any]], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `rank`, with the scores float32 `(requests, k)`, -inf where no item is left."""
         ranked = np.full((len(requests), k), -1, np.int64)
+        found = np.full((len(requests), k), -np.inf, np.float32)
         for start in range(0, len(requests), 512):
             part = requests[start : start + 512]
             asked = [{**request, **self._hidden} for request in part]
@@ -59,4 +64,5 @@ class ModelRanker:
             best = scores.topk(min(k, scores.shape[1]))
             rows = best.indices.where(best.values > -torch.inf, -1)
             ranked[start : start + len(part), : rows.shape[1]] = rows.numpy()
-        return ranked
+            found[start : start + len(part), : rows.shape[1]] = best.values.numpy()
+        return ranked, found

@@ -15,7 +15,9 @@ import pytest
 from pinrec_hf.cli import build_parser, explain, main
 from pinrec_hf.commands import retrieval
 from pinrec_hf.commands.console import table
+from pinrec_hf.data.dataset_folder import build_tokenizer
 from pinrec_hf.evaluation.baselines import TwoTowerConfig, TwoTowerModel
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 
 COMMANDS = [
     "simulate",
@@ -138,6 +140,36 @@ def test_simulate_prints_the_best_reachable_recall(run, tmp_path):
     assert "best reachable recall" in text
     assert "R@10" in text
     assert "pinrec prepare --log" in text
+
+
+def test_simulate_ab(simulated, run, run_json, tmp_path):
+    world, data = simulated, tmp_path / "data"
+    tables = ["--items", world / "items.parquet", "--queries", world / "queries.parquet"]
+    run("prepare", "--log", world / "log", *tables, "--negative-outcome", "hide", "--output-dir", data)
+    tokenizer = build_tokenizer(data, model_max_length=64)
+    names = {name: getattr(tokenizer, name) for name in ("surfaces", "outcomes", "negative_outcomes", "query_size")}
+    sizes = {"num_items": len(tokenizer.catalogue), "content_size": tokenizer.catalogue.content_size}
+    for folder, kind in (("pinrec", PinRecModel), ("tower", TwoTowerModel)):
+        kind(kind.config_class.from_preset("tiny", **names, **sizes)).save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+    words = ["simulate", "--ab", "--world", world, "--data", data]
+    models = ["--a", tmp_path / "pinrec", "--b", tmp_path / "tower"]
+    result = run_json(*words, *models, "-k", 20, "--design", "split", "--output-dir", tmp_path / "split")
+    assert (result["k"], result["design"], result["splits"]) == (20, "split", 2000)
+    assert result["totals"]["a"]["requests"] == result["totals"]["b"]["requests"]
+    text = run(*words, "--a", "popularity", "--b", tmp_path / "tower", "--output-dir", tmp_path / "ab")
+    assert "A = popularity" in text
+    assert text.count("| hide") == 4
+    assert {path.name for path in (tmp_path / "ab").iterdir()} == {"online_test.json", "online_test.md"}
+
+    new = ["--output-dir", tmp_path / "new"]
+    assert "--ab needs --a, --b" in run(*words, *new, code=2)
+    assert "leave it out" in run(*words, *models, "--size", 5000, *new, code=2)
+    assert "add --ab" in run("simulate", "--data", data, *new, code=2)
+    assert "choose one of" in run(*words, *models, "--design", "both", *new, code=2)
+    assert "exists" in run(*words, *models, "--output-dir", tmp_path / "ab", code=2)
+    assert "no world.json" in run("simulate", "--ab", "--data", data, *models, *new, code=2)
+    assert not (tmp_path / "new").exists()
 
 
 def test_prepare_maps_columns_and_tells_what_it_did(run, tmp_path):
@@ -287,7 +319,8 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
     tokenizer.save_pretrained(tmp_path / "tower")
     words = ["evaluate", "--model", saved_model, "--data", tiny_data, "--max-users", 20]
     baseline = ["--baseline", f"two-tower={tmp_path / 'tower'}"]
-    result = run_json(*words, "--output-dir", tmp_path / "report", *baseline, "-k", 5, "-k", 20, "--category-column", "topic")
+    options = [*baseline, "-k", 5, "-k", 20, "--category-column", "topic"]
+    result = run_json(*words, "--output-dir", tmp_path / "report", *options)
     names = [system["name"] for system in result["evaluations"]]
     assert names[:3] == ["PinRec", "PinRec, any outcome", "two-tower"]
     assert names[3].startswith("popularity")

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from pinrec_hf.commands.ab import add_online_test, online_test
 from pinrec_hf.commands.console import add_command, parse_pairs, print_json, table
 
 
@@ -23,27 +24,41 @@ def _add_simulate(commands: Any) -> None:
         "write a simulated log of three surfaces, with items, queries and the truth behind it",
         "  pinrec simulate --size 100000 --output-dir simulated\n"
         "  pinrec prepare --log simulated/log --items simulated/items.parquet \\\n"
-        "      --queries simulated/queries.parquet --negative-outcome hide --output-dir data",
+        "      --queries simulated/queries.parquet --negative-outcome hide --output-dir data\n"
+        "  pinrec simulate --ab --world simulated --data data --a pinrec-base --b popularity --output-dir ab",
     )
     parser.add_argument(
-        "--output-dir", required=True, help="new folder for log/, items.parquet, queries.parquet, truth/"
+        "--output-dir",
+        required=True,
+        help="new folder for log/, items.parquet, queries.parquet, truth/; with --ab, for online_test.json and .md",
     )
+    parser.add_argument("--size", type=int, help="rows of the log, 10^3 to 10^8 (default: 100000)")
     parser.add_argument(
-        "--size", type=int, default=100_000, help="rows of the log, 10^3 to 10^8 (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="another seed, another world; with --ab, another test (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another world (default: %(default)s)")
     parser.add_argument(
         "--world",
         default="default",
-        help="default, or a null world, in which an advantage must vanish: no_drift, one_taste, identical_surfaces",
+        help="default, or a null world, in which an advantage must vanish: no_drift, one_taste, identical_surfaces; "
+        "with --ab, the folder of a world that was simulated before",
     )
+    add_online_test(parser)
 
 
 def simulate(args: argparse.Namespace) -> None:
+    if args.ab:
+        return online_test(args)
+    if any(value is not None for value in (args.data, args.a, args.b, args.k, args.design)):
+        raise ValueError("--data, --a, --b, -k and --design belong to an online test: add --ab")
     from pinrec_hf.data.simulator.log import simulate as write_log
     from pinrec_hf.data.simulator.oracle import best_reachable_recall
 
-    report = write_log(args.output_dir, size=args.size, seed=args.seed, world=args.world)
+    report = write_log(
+        args.output_dir, size=100_000 if args.size is None else args.size, seed=args.seed, world=args.world
+    )
     best = best_reachable_recall(args.output_dir, ks=(10, 50))
     if args.json:
         print_json({**asdict(report), "best_reachable_recall": best})

@@ -68,20 +68,16 @@ def evaluate(args: argparse.Namespace) -> None:
     from pinrec_hf.evaluation.plots import Figure  # noqa: F401  missed now, if it is
     from pinrec_hf.evaluation.popularity import best_popularity
     from pinrec_hf.evaluation.protocol import load_requests
-    from pinrec_hf.evaluation.ranker import ModelRanker
+    from pinrec_hf.evaluation.ranker import ModelRanker, load_retriever
     from pinrec_hf.evaluation.report import report_tables, write_report
-    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained, weights_hash
-    from pinrec_hf.retrieval.retriever import PinRecRetriever
+    from pinrec_hf.retrieval.pretrained import find_folder, weights_hash
 
     if os.path.lexists(args.output_dir):  # now, not after all the work
         raise FileExistsError(f"{args.output_dir} exists: choose another --output-dir, or remove it first")
     baselines = parse_pairs(args.baseline, "--baseline")
     adapters = parse_adapters(args.adapter)
     folder = find_folder(args.model, args.revision)
-    if (folder / "index.json").exists():
-        retriever = PinRecRetriever.from_pretrained(folder, device=best_device(), adapters=adapters)
-    else:
-        retriever = PinRecRetriever.build(*load_pretrained(folder, device=best_device(), adapters=adapters))
+    retriever = load_retriever(folder, adapters)
     catalogue = retriever.tokenizer.catalogue
     ks = args.k or sorted({min(k, len(catalogue)) for k in (10, 50)})
     options: dict[str, Any] = {"history_lag": args.history_lag, "max_users": args.max_users}
@@ -91,7 +87,6 @@ def evaluate(args: argparse.Namespace) -> None:
         "ks": ks,
         "categories": item_categories(args.data, catalogue, args.category_column),
     }
-
     systems = [measure(retriever, requests, catalogue, name=NAME, **measured)]
     single = ModelRanker(retriever.model, retriever.tokenizer)
     systems.append(measure(single, requests, catalogue, name=f"{NAME}, any outcome", **measured))
@@ -132,6 +127,7 @@ def _command(args: argparse.Namespace) -> str:
     words += [word for k in args.k or () for word in ("-k", str(k))]
     words += ["--max-users", str(args.max_users)] if args.max_users else []
     words += ["--history-lag", str(args.history_lag)] if args.history_lag else []
+    words += ["--category-column", args.category_column] if args.category_column else []
     return shlex.join([*words, "--output-dir", args.output_dir])
 
 
@@ -153,16 +149,13 @@ def _training_log(folder: Path) -> Path | None:
 
 
 def _baseline(name: str, folder: str, catalogue: Catalogue) -> ModelRanker:
-    from pinrec_hf.evaluation.baselines import ARCHITECTURES
-    from pinrec_hf.evaluation.ranker import ModelRanker
-    from pinrec_hf.retrieval.pretrained import best_device, find_folder, load_pretrained, saved_class
+    from pinrec_hf.evaluation.ranker import load_model_ranker
+    from pinrec_hf.retrieval.pretrained import find_folder
 
-    path = find_folder(folder)
-    classes = {model_class.__name__: model_class for _, model_class, _ in ARCHITECTURES.values()}
-    saved = saved_class(path)
-    if saved not in classes:
-        raise ValueError(f"baseline {name}: {folder} holds a {saved}; known are {sorted(classes)}")
-    model, tokenizer = load_pretrained(path, device=best_device(), model_class=classes[saved])
-    if tokenizer.catalogue.fingerprint != catalogue.fingerprint:
+    try:
+        ranker = load_model_ranker(find_folder(folder))
+    except ValueError as error:
+        raise ValueError(f"baseline {name}: {error}") from error
+    if ranker.tokenizer.catalogue.fingerprint != catalogue.fingerprint:
         raise ValueError(f"baseline {name}: {folder} has another catalogue than the model; train both on the same data")
-    return ModelRanker(model, tokenizer)
+    return ranker

@@ -85,7 +85,7 @@ def intervals(
         ]
     )
     value = ratio(numerators.sum(axis=0), denominators.sum(axis=0))
-    low, high = _quantiles(estimates, level)
+    low, high = quantiles(estimates, level)
     users = np.count_nonzero(denominators, axis=0)
     figures = zip(value.tolist(), low.tolist(), high.tolist(), users.tolist(), strict=True)
     return [Interval(*figure) for figure in figures]
@@ -134,9 +134,9 @@ def paired_differences(
         value_a,
         value_b,
         value_a - value_b,
-        *_quantiles(change, level),
+        *quantiles(change, level),
         100 * (ratio(value_a, value_b) - 1),
-        *_quantiles(100 * (ratio(estimate_a, estimate_b) - 1), level),
+        *quantiles(100 * (ratio(estimate_a, estimate_b) - 1), level),
         error,
         np.array([minimum_detectable_effect(e) if e > 0 else np.nan for e in error]),
         np.count_nonzero(sums[1].sum(axis=0) + sums[3].sum(axis=0), axis=0),
@@ -158,8 +158,8 @@ def minimum_detectable_effect(standard_error: float, *, power: float = 0.8, alph
     return float((normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * standard_error)
 
 
-def _quantiles(estimates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the percentile interval of each column, NaN where no resample counted anything."""
+def quantiles(estimates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends `(figures,)` of the percentile interval of each column, NaN where no resample counted anything."""
     ends = np.full((2, estimates.shape[1]), np.nan)
     some = ~np.isnan(estimates).all(axis=0)
     if some.any():

@@ -160,7 +160,7 @@ def evaluate(
     embeddings = 1
     with tqdm(total=len(requests), desc=f"evaluating {name}", unit="request", disable=not progress) as bar:
         for batch, index, rows in _batches(requests, batch_size):
-            ranked = _checked(ranker.rank(batch, ks[-1]), (len(batch), ks[-1]), len(catalogue), name)
+            ranked = checked_ranking(ranker.rank(batch, ks[-1]), (len(batch), ks[-1]), len(catalogue), name)
             lists.append(ranked)
             ranks.append(target_ranks(ranked, index, rows))
             diversity.append(_diversity(ranked[:, : ks[0]], catalogue, item_vectors))
@@ -345,8 +345,12 @@ def _batches(requests: Requests, size: int) -> Iterator[tuple[list[dict[str, Any
         yield batch, requests.request_index[low:high] - start, requests.item_row[low:high]
 
 
-def _checked(ranked: np.ndarray, shape: tuple[int, int], num_items: int, name: str) -> np.ndarray:
-    """The ranker's answer, refused where it would give a wrong figure."""
+def checked_ranking(ranked: np.ndarray, shape: tuple[int, int], num_items: int, name: str) -> np.ndarray:
+    """A ranker's answer as int64, refused where it would give a wrong figure.
+
+    Raises:
+        ValueError: another shape or type, rows that the catalogue lacks, an item twice for one request.
+    """
     ranked = np.asarray(ranked)
     if ranked.shape != shape or ranked.dtype.kind not in "iu":
         raise ValueError(f"{name}.rank gave {ranked.dtype} of shape {ranked.shape}; it must give int64 {shape}")

@@ -1,15 +1,19 @@
-"""A model as a ranker under evaluation: exact inner products over the whole catalogue, seen items removed."""
+"""Models as rankers under evaluation: a retriever, or exact inner products over the whole catalogue."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.protocol import seen_rows
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import encode_items, encode_requests
+from pinrec_hf.retrieval.pretrained import best_device, load_pretrained, saved_class
+from pinrec_hf.retrieval.retriever import PinRecRetriever
 
 
 class ModelRanker:
@@ -66,3 +70,32 @@ class ModelRanker:
             ranked[start : start + len(part), : rows.shape[1]] = rows.numpy()
             found[start : start + len(part), : rows.shape[1]] = best.values.numpy()
         return ranked, found
+
+
+def load_retriever(
+    folder: str | os.PathLike[str], adapters: Mapping[str, str | os.PathLike[str]] | None = None
+) -> PinRecRetriever:
+    """PinRec as it serves, with the folder's index if it has one, else indexed in memory.
+
+    Args:
+        folder: of a PinRec model. adapters: of surfaces, as in `PinRecRetriever.from_pretrained`.
+
+    Raises:
+        ValueError: see `PinRecRetriever.from_pretrained`.
+    """
+    if os.path.exists(os.path.join(folder, "index.json")):
+        return PinRecRetriever.from_pretrained(folder, device=best_device(), adapters=adapters)
+    return PinRecRetriever.build(*load_pretrained(folder, device=best_device(), adapters=adapters))
+
+
+def load_model_ranker(folder: str | os.PathLike[str]) -> ModelRanker:
+    """Any saved architecture (PinRec, two-tower, SASRec), ranking by one embedding a request.
+
+    Raises:
+        ValueError: the folder holds another class of model, or is damaged.
+    """
+    classes = {model_class.__name__: model_class for _, model_class, _ in ARCHITECTURES.values()}
+    saved = saved_class(folder)
+    if saved not in classes:
+        raise ValueError(f"{folder} holds a {saved}; known are {sorted(classes)}")
+    return ModelRanker(*load_pretrained(folder, device=best_device(), model_class=classes[saved]))

@@ -110,7 +110,7 @@ def write_report(
             "evaluations": [system.to_dict() for system in systems],
             "comparisons": [comparison.to_dict() for comparison in comparisons],
         }
-        text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
         markdown = [f"# {title}\n", _about(systems) + "\n", READING + "\n", *(t.markdown() for t in tables)]
         (folder / "evaluation.md").write_text("\n".join(markdown), encoding="utf-8")
@@ -147,7 +147,7 @@ def report_tables(systems: Sequence[Evaluation], comparisons: Sequence[Compariso
             Table(
                 f"{comparison.a} minus {comparison.b}{seeds}",
                 ["", comparison.a, comparison.b, "difference", "relative", "could have shown", "users"],
-                [_difference(group + name, d) for group, figures in groups for name, d in figures.items()],
+                [difference_row(group + name, d) for group, figures in groups for name, d in figures.items()],
             )
         )
     for kind in dict.fromkeys(kind for system in systems for kind in system.groups):
@@ -198,7 +198,8 @@ def _figure(figure: Interval | None) -> str:
     return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
 
 
-def _difference(name: str, d: Difference) -> list[str]:
+def difference_row(name: str, d: Difference) -> list[str]:
+    """Cells: name, a, b, difference, relative, smallest detectable effect, users."""
     relative = f"{d.relative_percent:+.1f} % [{d.relative_low:+.1f}, {d.relative_high:+.1f}]"
     return [
         name,
@@ -211,12 +212,12 @@ def _difference(name: str, d: Difference) -> list[str]:
     ]
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null says that there was nothing to count."""
+def without_nan(value: Any) -> Any:
+    """The value for JSON, which has no NaN: null says that there was nothing to count."""
     if isinstance(value, dict):
-        return {name: _without_nan(entry) for name, entry in value.items()}
+        return {name: without_nan(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

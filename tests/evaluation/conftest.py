@@ -9,6 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinrec_hf.data.dataset_folder import build_catalogue
+from pinrec_hf.data.prepare import prepare
+from pinrec_hf.data.simulator import simulate
+from pinrec_hf.evaluation.response_model import ResponseModel
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 TRAIN_END, VALIDATION_END, TEST_END = 1000, 2000, 3000
@@ -120,3 +124,28 @@ def public_data():
     if not folder.is_dir():
         pytest.skip("PINREC_DATA (public sets) is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def world_data(tmp_path_factory):
+    """A simulated world's folder and the dataset that was prepared from its log."""
+    root = tmp_path_factory.mktemp("online")
+    simulate(root / "world", size=20_000)
+    prepare(
+        str(root / "world" / "log"),
+        items=str(root / "world" / "items.parquet"),
+        queries=str(root / "world" / "queries.parquet"),
+        negative_outcomes=["hide"],
+        output_dir=root / "data",
+    )
+    return root / "world", root / "data"
+
+
+@pytest.fixture(scope="session")
+def world_catalogue(world_data):
+    return build_catalogue(world_data[1])
+
+
+@pytest.fixture(scope="session")
+def responses(world_data, world_catalogue):
+    return ResponseModel.fit(world_data[1], world_catalogue)

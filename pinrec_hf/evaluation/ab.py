@@ -1,10 +1,10 @@
 """A simulated online test of two retrievers: saves, clicks and hides a request, and whether the difference is real.
 
 Two designs. `paired`: every user lives the test days twice, once under each retriever, and what counts are the true
-probabilities of what was shown; only the draw of users is left to chance. A simulator can do that, no live system
-can; users do not meet, so the difference estimated is the same, with far less noise. `split`: what a live test sees.
-Half of the users at random get A, the others B, and answers are counted as chance had them. Intervals resample users
-in both, since a user's requests are not independent.
+probabilities of what was shown; chance is left in who the users are and in what earlier answers left behind. A
+simulator can do that, no live system can; users do not meet, so the difference estimated is the same, with far less
+noise. `split`: what a live test sees. Half of the users at random get A, the others B, and answers are counted as
+chance had them. Intervals resample users in both, since a user's requests are not independent.
 
 Whether a design's intervals can be trusted is measured beside it by A/A tests: how often they tell a difference where
 there is none. For `split`, the users of B against each other in random halves; for `paired`, A against B with the two

@@ -3,9 +3,9 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all lint format benchmark-retrieval clean
+.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces clean
 
-demo: .venv/demo            ## simulate, pretrain, compare, recommend: a few minutes on two cores
+demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
 
 test: .venv/test            ## all tests but the slow ones, with coverage
@@ -23,6 +23,9 @@ format: .venv/dev
 benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the raw files; resumable
 	$(BIN)/python benchmarks/retrieval.py
 
+benchmark-surfaces: .venv/demo    ## the figures of docs/ablations.md; resumable
+	$(BIN)/python benchmarks/surfaces.py
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -37,4 +40,4 @@ benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@
 
 clean:
-	rm -rf .venv demo pinrec-base
+	rm -rf .venv demo pinrec-base pinrec-base-search

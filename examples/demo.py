@@ -1,4 +1,4 @@
-"""From nothing to recommendations: simulate three surfaces, pretrain, compare, recommend. Run by `make demo`.
+"""From nothing to recommendations: simulate, pretrain, compare, finetune a surface, recommend. Run by `make demo`.
 
 Every step is a command that works on your own logs too; it is printed before it runs.
 """
@@ -29,17 +29,20 @@ def run(command: str) -> None:
     subprocess.run([BIN / program, *arguments], check=True, env={**os.environ, **ENVIRONMENT})
 
 
+LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu"
+
+
 def pretrain(architecture: str, output_dir: Path) -> None:
     run(
-        f"accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu "
-        f"training/pretrain.py --data {WORK}/data --architecture {architecture} --output_dir {output_dir} "
+        f"{LAUNCH} training/pretrain.py --data {WORK}/data --architecture {architecture} --output_dir {output_dir} "
         f"--num_train_epochs 4 --per_device_train_batch_size 8 --logging_steps 100 --config_overrides '{CONFIG}'"
     )
 
 
 def main() -> None:
-    if WORK.exists() or MODEL.exists():
-        sys.exit(f"{WORK}/ or {MODEL}/ is left from another run: remove them first (rm -rf {WORK} {MODEL})")
+    adapter = Path(f"{MODEL}-search")
+    if left := [str(folder) for folder in (WORK, MODEL, adapter) if folder.exists()]:
+        sys.exit(f"{', '.join(left)} left from another run: remove them first (rm -rf {' '.join(left)})")
     start = time.time()
     run(f"pinrec simulate --size 100000 --output-dir {WORK}/simulated")
     run(
@@ -63,9 +66,16 @@ def main() -> None:
 
     user = pq.read_table(WORK / "data" / "test", columns=["user_id"])["user_id"][0].as_py()
     query = pq.read_table(WORK / "data" / "queries.parquet", columns=["query"])["query"][0].as_py()
-    recommend = f"pinrec recommend --model {MODEL} --data {WORK}/data --user {user}"
-    run(f"{recommend} --surface homefeed")
-    run(f"{recommend} --surface search --query '{query}' --outcome save=0.7 --outcome click=0.3")
+    run(
+        f"{LAUNCH} training/finetune.py --data {WORK}/data --model {MODEL} --surface search --lora "
+        f"--output_dir {adapter} --num_train_epochs 2 --per_device_train_batch_size 8"
+    )
+    whose = f"--model {MODEL} --data {WORK}/data --user {user}"
+    run(f"pinrec recommend {whose} --surface homefeed")
+    search = f"pinrec recommend {whose} --adapter search={adapter} --surface search --query '{query}'"
+    run(f"{search} --outcome save=0.7 --outcome click=0.3")
+    run(f"{search} --outcome click")
+    run(f"pinrec trace {whose} --surface homefeed --num-steps 4 --picture {WORK}/trace.png")
     print(f"\n{time.time() - start:.0f} s in all. The report: {WORK}/report/report.html; the model: {MODEL}/")
 
 

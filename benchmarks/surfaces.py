@@ -1,0 +1,386 @@
+"""The figures of docs/ablations.md: surfaces, outcomes, steps; benchmarks/results/surfaces.json, a row a claim.
+
+    make benchmark-surfaces                             # everything; what is done already is not run again
+    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps or worlds
+
+Models and the figures of each world lie in runs/benchmark/; a killed run goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from pinrec_hf.evaluation.frontier import MMRRanker
+from runs import (
+    RESULTS,
+    RUNS,
+    gain,
+    measured,
+    prepared,
+    pretrained,
+    public_data,
+    read_plan,
+    record,
+    run_script,
+    write_json,
+)
+from worlds import BySurface, Slots, run_world, step_spread
+
+from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
+from pinrec_hf.evaluation.protocol import Requests, load_requests
+from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.retrieval.pretrained import load_pretrained
+from pinrec_hf.retrieval.retriever import PinRecRetriever
+
+PLAN, RETRIEVAL = read_plan("surfaces"), read_plan("retrieval")
+
+
+def chosen_models(name: str, seeds: Sequence[int]) -> list[Path]:
+    """PinRec of benchmarks/retrieval.py's chosen trial, with every seed."""
+    plan = RETRIEVAL[name]
+    trial = json.loads((RESULTS / f"{name}-pinrec-curves.json").read_text())["trial"]
+    data = prepared(name, plan["folder"])
+    return [
+        pretrained(RUNS / name / f"pinrec-{trial['name']}-{seed}", "pinrec", plan, data, trial, seed) for seed in seeds
+    ]
+
+
+def row(claim: str, target: str, value: Any, met: bool) -> dict[str, Any]:
+    return {"claim": claim, "target": target, "value": value, "met": bool(met)}
+
+
+# -- KuaiRand: conditions, finetuning --------------------------------------------------------------------------------
+
+
+def kuairand() -> None:
+    """Without a condition; finetuned per surface."""
+    plan, seeds = PLAN["kuairand"], RETRIEVAL["kuairand"]["seeds"]
+    models = chosen_models("kuairand", seeds)
+    data = prepared("kuairand", RETRIEVAL["kuairand"]["folder"])
+    requests = load_requests(data, "test", load_pretrained(models[0])[1].catalogue)
+    base = [measured(folder, requests, "pinrec") for folder in models]
+    trial = json.loads((RESULTS / "kuairand-pinrec-curves.json").read_text())["trial"]
+    rows = []
+    for signal, signals in plan["without"].items():
+        without = {"name": f"no-{signal}", **trial, "config": {**trial.get("config", {}), "signals": signals}}
+        folders = [
+            pretrained(
+                RUNS / "kuairand" / f"pinrec-no-{signal}-{seed}", "pinrec", RETRIEVAL["kuairand"], data, without, seed
+            )
+            for seed in seeds
+        ]
+        comparison = compare([measured(folder, requests, "pinrec") for folder in folders], base)
+        value = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
+        found = value["recall@10"]
+        if signal == "surface":
+            met = found["percent"] <= -12 and found["high"] < 0
+            rows.append(
+                row("KuaiRand: surface condition and input removed", "R@10 <= -12 %, interval below 0", value, met)
+            )
+        else:
+            rows.append(
+                row(
+                    "KuaiRand: outcome condition and input removed",
+                    "reported with its interval",
+                    value,
+                    found["high"] < 0,
+                )
+            )
+    for variant, negatives in (("full", True), ("full", False), ("adapters", True), ("adapters", False)):
+        runs = [
+            finetuned(folder, data, requests, variant, negatives, seed)
+            for folder, seed in zip(models, seeds, strict=True)
+        ]
+        comparison = compare(runs, base)
+        value = {
+            "pooled": {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")},
+            **{
+                s: gain(comparison, "recall@50", ("surface", s))
+                for s in plan["surfaces"]
+                if s in comparison.groups["surface"]
+            },
+        }
+        found = value["pooled"]["recall@50"]
+        what = (
+            f"{'LoRA' if variant == 'adapters' else 'full'}, {'with' if negatives else 'without'} impression negatives"
+        )
+        rows.append(
+            row(
+                f"KuaiRand: finetuning per surface ({what}) over pretraining, pooled",
+                "R@50 >= +2 %, interval above 0",
+                value,
+                found["percent"] >= 2 and found["low"] > 0,
+            )
+        )
+    record("surfaces", rows, seeds)
+
+
+def finetuned(base: Path, data: Path, requests: Requests, variant: str, negatives: bool, seed: int) -> Evaluation:
+    """Every surface finetuned from one base, each request ranked by its surface's own; the others by the base."""
+    plan = PLAN["kuairand"]
+    rankers: dict[str | None, Any] = {}
+    for surface in plan["surfaces"]:
+        output = base.with_name(f"{base.name}-{variant}-{surface}{'' if negatives else '-no-negatives'}")
+        arguments = {**plan["arguments"], **plan["finetune"][variant], "impression_negatives": negatives}
+        run_script("finetune", output, data, seed, {"model": base, "surface": surface, **arguments})
+        if variant == "adapters":
+            model, tokenizer = load_pretrained(base, adapters={surface: output})
+            rankers[surface] = ModelRanker(model.merge_and_unload(), tokenizer)
+        else:
+            rankers[surface] = ModelRanker(*load_pretrained(output))
+    model, tokenizer = load_pretrained(base)
+    other = ModelRanker(model, tokenizer)
+    for surface in {request["surface"] for request in requests.requests}:
+        rankers.setdefault(surface, other)
+    return evaluate(BySurface(rankers), requests, tokenizer.catalogue, name="finetuned", progress=False)
+
+
+# -- MovieLens-1M: the rating as outcome -----------------------------------------------------------------------------
+
+
+def outcomes() -> None:
+    seeds = PLAN["ml1m"]["seeds"]
+    models = chosen_models("ml1m", seeds)
+    requests = load_requests(
+        prepared("ml1m", RETRIEVAL["ml1m"]["folder"]), "test", load_pretrained(models[0])[1].catalogue
+    )
+    by: dict[str | None, list[Evaluation]] = {
+        condition: [measured(folder, requests, "pinrec", outcome=condition, hide_time=True) for folder in models]
+        for condition in (None, "watch", "like", "love")
+    }
+    names = ("watch", "like", "love")
+    matrix = {
+        f"{outcome} under {condition or 'none'}": float(
+            np.mean([run.groups["outcome"][outcome]["recall@10"].value for run in runs])
+        )
+        for condition, runs in by.items()
+        for outcome in names
+    }
+    rows = []
+    for outcome, other, targets in (("love", "watch", (8, 20)), ("watch", "love", (8, 20))):
+        over = {c: gain(compare(by[outcome], by[c]), "recall@10", ("outcome", outcome)) for c in (None, other)}
+        value = {f"over {c or 'none'}": found for c, found in over.items()}
+        met = all(f["percent"] >= t and f["low"] > 0 for f, t in zip(over.values(), targets, strict=True))
+        rows.append(
+            row(
+                f"ML-1M: {outcome}-targets under `{outcome}`, at equal slots",
+                f">= +{targets[0]} % over none and >= +{targets[1]} % over `{other}`, intervals above 0",
+                {**value, "matrix": matrix},
+                met,
+            )
+        )
+    rates = [love_rates(folder, requests) for folder in models]
+    rising = [bool((np.diff(rate) > 0).all()) for rate in rates]
+    rows.append(
+        row(
+            "ML-1M: candidates' mean love rate in train, budget from all watch to all love in 5 steps",
+            "rises at every step, every seed",
+            [np.round(rate, 4).tolist() for rate in rates],
+            all(rising),
+        )
+    )
+    record("surfaces", rows, seeds)
+
+
+def love_rates(folder: Path, requests: Requests, k: int = 50) -> np.ndarray:
+    """Mean share of `love` among the candidates' ratings in train, at budgets from all watch to all love."""
+    retriever = PinRecRetriever.build(*load_pretrained(folder))
+    rated, loved = item_ratings(folder.parent / "data", retriever)
+    rate = loved / np.maximum(rated, 1)
+    found = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        budget = {"watch": 1 - share, "love": share}
+        asked = [{**request, "timestamp": None, "outcome_budget": budget} for request in requests.requests]
+        found.append(rate[retriever.search(asked, k).rows].mean())
+    return np.array(found)
+
+
+def item_ratings(data: Path, retriever: PinRecRetriever) -> tuple[np.ndarray, np.ndarray]:
+    """Ratings in train per catalogue row, all and `love`."""
+    table = pq.read_table(data / "train", columns=["item_id", "outcomes"])
+    items = [item for row in table["item_id"].to_pylist() for item in row]
+    love = np.array(["love" in names for row in table["outcomes"].to_pylist() for names in row])
+    rows = retriever.tokenizer.catalogue.rows(items)
+    size = len(retriever.tokenizer.catalogue)
+    return np.bincount(rows[rows >= 0], minlength=size), np.bincount(rows[(rows >= 0) & love], minlength=size)
+
+
+# -- MovieLens-1M: several steps -------------------------------------------------------------------------------------
+
+
+def steps() -> None:
+    plan, ml1m = PLAN["steps"], RETRIEVAL["ml1m"]
+    data = prepared("ml1m", ml1m["folder"], "ml1m-next10", num_targets=plan["num_targets"])
+    ladders, several, peers = [], [], {"one step": [], "one + MMR": [], "noise copies": []}  # type: ignore[var-annotated]
+    chosen: dict[str, Any] = {}
+    for seed in plan["seeds"]:
+        folder = pretrained(RUNS / "ml1m-next10" / f"pinrec-{seed}", "pinrec", ml1m, data, plan["trial"], seed)
+        model, tokenizer = load_pretrained(folder)
+        retriever, ranker = PinRecRetriever.build(model, tokenizer), ModelRanker(model, tokenizer, hide_time=True)
+        splits = {
+            split: hidden_time(load_requests(data, split, tokenizer.catalogue)) for split in ("validation", "test")
+        }
+
+        def figure(ranker: Any, split: str, splits: Any = splits, tokenizer: Any = tokenizer) -> Evaluation:
+            return evaluate(ranker, splits[split], tokenizer.catalogue, name="", progress=False, resamples=300)
+
+        ladder = {
+            n: figure(Slots(retriever, n), "validation").metrics["user_recall@10"].value for n in (1, *plan["ladder"])
+        }
+        ladders.append(ladder)
+        if not chosen:  # on the first seed's validation, for all
+            chosen["steps"] = max(plan["ladder"], key=lambda n: ladder[n])
+            mmr = {t: figure(MMRRanker(ranker, t), "validation") for t in plan["trade_offs"]}
+            chosen["trade_off"] = max(mmr, key=lambda t: recall(mmr[t]))
+            chosen["noise"] = step_spread(retriever, splits["validation"], chosen["steps"])
+        several.append(figure(Slots(retriever, chosen["steps"]), "test"))
+        peers["one step"].append(figure(Slots(retriever, 1), "test"))
+        peers["one + MMR"].append(figure(MMRRanker(ranker, chosen["trade_off"]), "test"))
+        peers["noise copies"].append(figure(Slots(retriever, chosen["steps"], chosen["noise"]), "test"))
+    value = {f"over {name}": gain(compare(several, runs), "user_recall@10") for name, runs in peers.items()}
+    over = value["over one step"]
+    record(
+        "surfaces",
+        [
+            row(
+                "ML-1M, next 10 items, equal total slots: the best of 2-16 steps (chosen on validation) against 1",
+                ">= +6 %, interval above 0",
+                {**value, "chosen": chosen, "validation": ladders},
+                over["percent"] >= 6 and over["low"] > 0,
+            )
+        ],
+        plan["seeds"],
+    )
+
+
+def recall(evaluation: Evaluation) -> float:
+    return evaluation.metrics["user_recall@10"].value
+
+
+def hidden_time(requests: Requests) -> Requests:
+    """The same, the time of the requests unknown."""
+    return replace(requests, requests=[{**request, "timestamp": None} for request in requests.requests])
+
+
+# -- simulated worlds ------------------------------------------------------------------------------------------------
+
+
+def worlds() -> None:
+    plan = PLAN["worlds"]
+    found = {seed: run_world("default", seed) for seed in plan["seeds"]}
+    null = {kind: run_world(kind, plan["seeds"][0]) for kind in plan["null"]}
+    write_json(RESULTS / "worlds.json", {"default": found, "null": null})
+    needed = len(found) - 1
+
+    def holding(*path: str) -> dict[str, Any]:
+        """A relative gain in every world: how many have their interval above 0."""
+        gains = {seed: at(world, *path) for seed, world in found.items()}
+        return {
+            "worlds above 0": sum(g["low"] > 0 for g in gains.values()),
+            "mean percent": float(np.mean([g["percent"] for g in gains.values()])),
+            "worlds": gains,
+        }
+
+    rows = []
+    for peer in ("pretrained", "all-surface"):
+        value: dict[str, Any] = {
+            kind: holding("finetuning", f"{kind} against {peer}", "all") for kind in ("full", "adapters")
+        }
+        value["identical surfaces"] = at(null["identical_surfaces"], "finetuning", f"full against {peer}", "all")
+        met = max(value[kind]["worlds above 0"] for kind in ("full", "adapters")) >= needed
+        if peer == "all-surface":
+            gone = null["identical_surfaces"]["finetuning"]["full against all-surface"]["all"]
+            met = met and gone["low"] >= -2 and gone["high"] <= 2
+        rows.append(
+            row(
+                f"simulator: finetuned per surface over {peer}, recall@10", f"above 0 in >= {needed} worlds", value, met
+            )
+        )
+    apart = {s: holding("finetuning", "adapters against apart", s) for s in ("all", "homefeed", "search", "related")}
+    met = all(v["mean percent"] >= 0 for v in apart.values())
+    rows.append(
+        row("simulator: one model with three adapters against three trained apart", "at least as good each", apart, met)
+    )
+    beyond = {seed: world["outcomes"]["beyond popularity"] for seed, world in found.items()}
+    one_taste = null["one_taste"]["outcomes"]["beyond popularity"]
+    above = sum(b["low"] > 0 for b in beyond.values())
+    rows.append(
+        row(
+            "simulator: outcome control beyond popularity's, condition x outcome at equal slots",
+            f"diagonal above 0 in >= {needed} worlds; gone in the world of one taste",
+            {"worlds above 0": above, "worlds": beyond, "one taste": one_taste},
+            above >= needed and one_taste["low"] <= 0,
+        )
+    )
+    dials = {seed: world["online"]["dial: saves and clicks a request"] for seed, world in found.items()}
+    rows.append(dial_row(dials, needed))
+    several = {f"over {peer}": holding("steps", f"against {peer}") for peer in ("one", "one + MMR", "noise copies")}
+    gone = null["no_drift"]["steps"]["against one"]
+    rows.append(
+        row(
+            "simulator: several steps against one, next 10 positives, equal total slots",
+            f"above 0 in >= {needed} worlds; gone without drift",
+            {**several, "no drift": gone},
+            all(v["worlds above 0"] >= needed for v in several.values()) and gone["low"] <= 0,
+        )
+    )
+    search = holding("online", "saves against two-tower", "search")
+    reached = sum(g["percent"] >= 4 and g["low"] > 0 for g in search["worlds"].values())
+    rows.append(
+        row(
+            "simulator: search saves, PinRec against two-tower, online test",
+            f">= +4 % in >= {needed} worlds",
+            {**search, "all surfaces": holding("online", "saves against two-tower", "all"), "worlds at +4 %": reached},
+            reached >= needed,
+        )
+    )
+    record("surfaces", rows, plan["seeds"])
+
+
+def dial_row(dials: Mapping[int, Mapping[str, list[list[float]]]], needed: int) -> dict[str, Any]:
+    """True saves rise and clicks fall at every step; what a click given up buys in saves, against the other dials."""
+    monotone, prices = [], []
+    for dial in dials.values():
+        saves, clicks = np.array(dial["pinrec"]).T
+        monotone.append(bool((np.diff(saves) > 0).all() and (np.diff(clicks) < 0).all()))
+        ends = {name: np.array(curve)[[0, -1]] for name, curve in dial.items()}
+        prices.append({name: float((e[1, 0] - e[0, 0]) / max(e[0, 1] - e[1, 1], 1e-9)) for name, e in ends.items()})
+    better = [p["pinrec"] > max(p["popularity"], p["two-tower"]) for p in prices]
+    return row(
+        "simulator: budget moved from all-click to all-save in 5 steps",
+        f"saves rise and clicks fall at every step, more saves a click lost than other dials, in >= {needed} worlds",
+        {"monotone": monotone, "saves gained per click lost": prices, "worlds": dials},
+        sum(m and b for m, b in zip(monotone, better, strict=True)) >= needed,
+    )
+
+
+def at(figures: Any, *path: str) -> Any:
+    for name in path:
+        figures = figures[name]
+    return figures
+
+
+ROWS = {"kuairand": kuairand, "outcomes": outcomes, "steps": steps, "worlds": worlds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=sorted(ROWS), action="append", help="only this; repeatable")
+    args = parser.parse_args()
+    if args.row != ["worlds"] and not public_data().is_dir():
+        sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA, or run --row worlds")
+    start = time.time()
+    for name in args.row or ROWS:
+        ROWS[name]()
+    print(f"{time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

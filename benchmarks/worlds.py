@@ -147,7 +147,7 @@ class World:
 
     def __init__(self, folder: Path, kind: str, seed: int) -> None:
         self.folder, self.kind, self.seed = folder, kind, seed
-        simulate(PLAN["rows"], folder / "world", seed=seed, world=kind, progress=False)
+        simulate(folder / "world", size=PLAN["rows"], seed=seed, world=kind)
         self.data = self.prepared(None)
         self.model, self.tokenizer = self.pretrained("pinrec", self.data)
         self.requests = load_requests(self.data, "test", self.tokenizer.catalogue)

@@ -45,6 +45,10 @@ class ModelRanker:
         limited = live_only and ((availability[:, 0] > limits.min) | (availability[:, 1] < limits.max)).any()
         self.availability = torch.from_numpy(availability) if limited else None
 
+    def asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request as the model sees it; what the user has seen is removed whether or not it does."""
+        return {**request, **self._hidden}
+
     def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
         """int64 `(requests, k)` catalogue rows, best first, -1 where fewer than k are left."""
         return self.search(requests, k)[0]
@@ -55,7 +59,7 @@ class ModelRanker:
         found = np.full((len(requests), k), -np.inf, np.float32)
         for start in range(0, len(requests), 512):
             part = requests[start : start + 512]
-            asked = [{**request, **self._hidden} for request in part]
+            asked = [self.asked(request) for request in part]
             users = torch.from_numpy(encode_requests(self.model, self.tokenizer, asked, [self.outcome])[:, 0])
             scores = users @ self.items.T
             if self.availability is not None:

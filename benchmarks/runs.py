@@ -17,6 +17,7 @@ from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.evaluate import Comparison, Evaluation, evaluate
 from pinrec_hf.evaluation.protocol import Requests
 from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.evaluation.report import without_nan
 from pinrec_hf.retrieval.pretrained import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,7 @@ def measured(folder: Path, requests: Requests, architecture: str, **ranking: Any
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    temporary.write_text(json.dumps(without_nan(value), indent=1, default=str) + "\n")
     os.replace(temporary, path)
 
 

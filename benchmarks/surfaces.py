@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pinrec_hf.evaluation.frontier import MMRRanker
 from runs import (
     RESULTS,
     RUNS,
@@ -34,6 +33,7 @@ from runs import (
 from worlds import BySurface, Slots, run_world, step_spread
 
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
+from pinrec_hf.evaluation.frontier import MMRRanker
 from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.retrieval.pretrained import load_pretrained

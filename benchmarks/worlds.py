@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from peft import PeftModel
-from pinrec_hf.evaluation.ab import compare_answers
-from pinrec_hf.evaluation.frontier import MMRRanker
-from pinrec_hf.evaluation.online_walk import OnlineWorld
-from pinrec_hf.evaluation.response_model import ResponseModel
 from runs import RUNS, gain, read_plan, write_json
 
 from pinrec_hf.data.dataset_folder import read_metadata
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.simulator import OUTCOMES, SURFACES, simulate
+from pinrec_hf.evaluation.ab import compare_answers
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
-from pinrec_hf.evaluation.popularity import best_popularity
+from pinrec_hf.evaluation.frontier import MMRRanker
+from pinrec_hf.evaluation.online_walk import OnlineWorld
+from pinrec_hf.evaluation.popularity import DecayedPopularity, best_popularity
 from pinrec_hf.evaluation.protocol import (
     Requests,
     count_items,
@@ -32,6 +30,7 @@ from pinrec_hf.evaluation.protocol import (
     seen_rows,
 )
 from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.evaluation.response_model import ResponseModel
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.merge import allocate_slots, round_robin
@@ -158,7 +157,7 @@ class World:
         output = self.folder / f"data-{surface}"
         log: Any = self.folder / "world" / "log"
         if surface is not None:
-            log = ds.dataset(log).to_table(filter=pc.field("surface") == surface)
+            log = ds.dataset(log).to_table(filter=ds.field("surface") == surface)
         prepare(
             log,
             items=self.folder / "world" / "items.parquet",
@@ -193,6 +192,14 @@ class World:
             "save_strategy": "no", "load_best_model_at_end": False, "logging_steps": 10_000, "seed": self.seed,
             **PLAN[stage],
         }  # fmt: skip
+
+    def popularity(self) -> DecayedPopularity:
+        """Decayed popularity per surface and outcome, which knows a dial; the best half-life on validation."""
+        best = best_popularity(self.data, self.tokenizer.catalogue, requests=self.requests, progress=False)
+        trials = [trial for trial in best.trials if trial["scope"] == "surface_outcome"]
+        chosen = max(trials, key=lambda trial: trial["recall@50"])
+        settings = {name: chosen[name] for name in ("scope", "half_life", "rolling")}
+        return DecayedPopularity.fit(self.data, self.tokenizer.catalogue, "test", **settings)
 
     def measured(self, ranker: Any, requests: Requests | None = None) -> Evaluation:
         wanted = requests or self.requests
@@ -239,7 +246,7 @@ class World:
         by: dict[str | None, Evaluation] = {
             c: self.measured(ModelRanker(self.model, self.tokenizer, outcome=c)) for c in (*POSITIVE, None)
         }
-        popularity = best_popularity(self.data, self.tokenizer.catalogue, requests=self.requests).ranker
+        popularity = self.popularity()
         plain = {c: self.measured(_Asking(popularity, {c: 1.0})) for c in POSITIVE}
         return {
             "matrix": {f"{o} under {c or 'none'}": _recall(e, o) for c, e in by.items() for o in POSITIVE},
@@ -278,7 +285,7 @@ class World:
         """The users' true answers: a budget turned from click to save, and search against the two-tower."""
         tower = ModelRanker(*self.pretrained("two_tower", self.data))
         retriever = PinRecRetriever.build(self.model, self.tokenizer)
-        popularity = best_popularity(self.data, self.tokenizer.catalogue, requests=self.requests).ranker
+        popularity = self.popularity()
         rankers: list[Any] = [_Asking(retriever, budget) for budget in DIAL]
         rankers += [_Asking(popularity, budget) for budget in DIAL]
         rankers += [_TowerDial(tower, budget) for budget in DIAL]

@@ -121,5 +121,7 @@ def gain(comparison: Comparison, metric: str, group: tuple[str, str] | None = No
         group: kind and name, of all requests by default.
     """
     d = (comparison.metrics if group is None else comparison.groups[group[0]][group[1]])[metric]
+    if not d.b:  # a peer that finds nothing has no ratio
+        return dict.fromkeys(("percent", "low", "high", "detectable"))
     figures = {"percent": d.relative_percent, "low": d.relative_low, "high": d.relative_high}
     return {**figures, "detectable": 100 * d.minimum_detectable_effect / d.b}

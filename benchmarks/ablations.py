@@ -1,0 +1,89 @@
+"""Writes docs/ablations.md from benchmarks/results/surfaces.json. Run by benchmarks/surfaces.py after every row."""
+
+import json
+from typing import Any
+
+from runs import RESULTS, ROOT
+
+PAPER = (
+    ("no surface or outcome condition", "-7.5 to -12.6 %", ("KuaiRand: surface removed", "KuaiRand: outcome removed")),
+    ("finetuning on a surface's impressions", "+2.0 to +4.5 %", ("KuaiRand: finetuning", "simulator: finetuned")),
+    ("impressions as negatives", "about +0.4 %", ("KuaiRand: finetuning",)),
+    ("16 steps against 1, unordered recall", "up to +71 %", ("ML-1M, next 10", "simulator: several steps")),
+)
+"""What arXiv 2504.10507 v7 reports (its abstract page and summaries), and which of our claims stand beside it."""
+
+HEAD = """# Ablations: surfaces, outcomes, steps
+
+Made by `make benchmark-surfaces` from `benchmarks/results/surfaces.json`; do not edit. Percentages are relative,
+brackets are 95 % intervals over users (paired by user and seed), `detectable` is the smallest difference that the
+data would have shown with a power of 80 %. Simulated worlds: one seed each, all figures in
+`benchmarks/results/worlds.json`. A claim that is missed or null is listed as such.
+"""
+
+
+def write_ablations() -> None:
+    """docs/ablations.md, whole."""
+    rows = json.loads((RESULTS / "surfaces.json").read_text())
+    lines = [HEAD, "## Beside the paper", "", "| the paper (v7) | reports | here |", "|---|---|---|"]
+    for what, reported, prefixes in PAPER:
+        ours = [row for row in rows if row["claim"].startswith(prefixes)]
+        here = "<br>".join(f"{row['claim']}: {headline(row['value'])}" for row in ours) or "not measured"
+        lines.append(f"| {what} | {reported} | {here} |")
+    lines += ["", "## Claims", "", "| claim | target | met |", "|---|---|---|"]
+    lines += [f"| {row['claim']} | {row['target']} | {'yes' if row['met'] else '**no**'} |" for row in rows]
+    for row in rows:
+        lines += [
+            "",
+            f"### {row['claim']}",
+            "",
+            f"Target: {row['target']}. {'Met.' if row['met'] else '**Missed.**'}",
+            "",
+        ]
+        lines += told(row["value"])
+        lines += ["", f"`{row['command']}`, seeds {row['seed']}, commit `{row['commit'][:7]}`."]
+    (ROOT / "docs" / "ablations.md").write_text("\n".join(lines) + "\n")
+
+
+def headline(value: Any) -> str:
+    """The first gain that a value holds, or how many worlds hold it."""
+    if isinstance(value, dict):
+        if "percent" in value:
+            return gain_text(value)
+        if "worlds above 0" in value:
+            mean = f", mean {value['mean percent']:+.1f} %" if "mean percent" in value else ""
+            return f"above 0 in {value['worlds above 0']} of {len(value['worlds'])} worlds{mean}"
+        for entry in value.values():
+            if text := headline(entry):
+                return text
+    return ""
+
+
+def told(value: Any, depth: int = 0) -> list[str]:
+    """A value as a nested list."""
+    indent = "  " * depth
+    if not isinstance(value, dict):
+        return [f"{indent}- {value}"]
+    lines = []
+    for name, entry in value.items():
+        if isinstance(entry, dict) and "percent" in entry:
+            lines.append(f"{indent}- {name}: {gain_text(entry)}")
+        elif isinstance(entry, dict) and {"difference", "low", "high"} <= entry.keys():
+            lines.append(f"{indent}- {name}: {entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]")
+        elif isinstance(entry, dict):
+            lines += [f"{indent}- {name}:", *told(entry, depth + 1)]
+        else:
+            lines.append(f"{indent}- {name}: {f'{entry:.4g}' if isinstance(entry, float) else entry}")
+    return lines
+
+
+def gain_text(gain: dict[str, Any]) -> str:
+    numbers = [gain.get(name) for name in ("percent", "low", "high")]
+    if None in numbers:
+        return "nothing to compare"
+    text = "{:+.1f} % [{:+.1f}, {:+.1f}]".format(*numbers)
+    return text + (f", detectable {gain['detectable']:.1f} %" if gain.get("detectable") is not None else "")
+
+
+if __name__ == "__main__":
+    write_ablations()

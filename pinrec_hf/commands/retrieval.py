@@ -35,11 +35,11 @@ def add_commands(commands: Any) -> None:
         "  pinrec recommend --model pinrec-base --data data --user u17 --surface search --query 'blue sofa' \\\n"
         "      --outcome save=0.7 --outcome click=0.3",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--data", help="folder that `pinrec prepare` wrote")
     parser.add_argument("--user", help="user id in --data; without it: a user with no history")
     parser.add_argument("-k", type=int, default=10, help="items to recommend (default: %(default)s)")
-    _add_request(parser)
+    add_request(parser)
 
     parser = add_command(
         commands,
@@ -48,11 +48,11 @@ def add_commands(commands: Any) -> None:
         "retrieve candidates for every user of a parquet file; the same command again goes on after a kill",
         "  pinrec retrieve --model pinrec-base --users data/test --surface homefeed --output-dir candidates",
     )
-    _add_model(parser)
+    add_model(parser)
     _add_users(parser, required=True)
     parser.add_argument("--output-dir", required=True, help="new folder for part-*.parquet, a row a user and rank")
     parser.add_argument("-k", type=int, default=100, help="items a user (default: %(default)s)")
-    _add_request(parser)
+    add_request(parser)
 
     parser = add_command(
         commands,
@@ -61,13 +61,13 @@ def add_commands(commands: Any) -> None:
         "write item and user vectors as parquet, for an ANN service of your own",
         "  pinrec export --model pinrec-base --users data/test --surface homefeed --output-dir vectors",
     )
-    _add_model(parser)
+    add_model(parser)
     _add_users(parser, required=False)
     parser.add_argument("--output-dir", required=True, help="new folder for items.parquet and users.parquet")
-    _add_request(parser)
+    add_request(parser)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub repo of an indexed model")
     parser.add_argument("--revision", help="of a Hub repo")
     add_adapter(parser)
@@ -82,7 +82,7 @@ def _add_users(parser: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
+def add_request(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the request")
     group.add_argument("--surface", help="where (default: unknown)")
     group.add_argument("--timestamp", help="when: ISO 8601 or seconds, UTC (default: unknown)")
@@ -128,12 +128,12 @@ def recommend(args: argparse.Namespace) -> None:
         raise ValueError("--user needs --data, the prepared dataset that holds the user's history")
     from pinrec_hf.retrieval.users import find_user
 
-    retriever = _retriever(args)
+    retriever = load_retriever(args)
     history: dict[str, Any] = {}
     split = None
     if args.user is not None:
         history, split = find_user(args.data, args.user, retriever.tokenizer)
-    request = _request(args, retriever)
+    request = request_fields(args, retriever)
     titles = ["title"] if retriever.items is not None and "title" in retriever.items.names else []
     columns = titles if not args.json or retriever.items is None else retriever.items.names
     (candidates,) = retriever.recommend([history], k=args.k, columns=columns, **request)
@@ -141,7 +141,7 @@ def recommend(args: argparse.Namespace) -> None:
         print_json({"user": args.user, "split": split, "request": request, "candidates": list(map(asdict, candidates))})
         return
     if split is not None:
-        print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
+        print(f"{args.user}: the last events up to the end of {split}\n\n{history_table(retriever, history)}\n")
     shares = retriever.model.resolve_budget(args.surface, request.get("outcome_budget"))
     wanted = ", ".join(f"{name or 'any outcome'} {share / sum(shares.values()):.0%}" for name, share in shares.items())
     about = f' for "{args.query}"' if args.query else f" beside {args.context_item}" if args.context_item else ""
@@ -155,8 +155,8 @@ def recommend(args: argparse.Namespace) -> None:
 def retrieve(args: argparse.Namespace) -> None:
     from pinrec_hf.retrieval.batch import retrieve_parquet
 
-    retriever = _retriever(args)
-    result = retrieve_parquet(retriever, args.users, args.output_dir, request=_request(args, retriever), k=args.k)
+    retriever = load_retriever(args)
+    result = retrieve_parquet(retriever, args.users, args.output_dir, request=request_fields(args, retriever), k=args.k)
     if args.json:
         print_json({"output_dir": args.output_dir, **result})
     else:
@@ -166,8 +166,8 @@ def retrieve(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from pinrec_hf.retrieval.export import export_parquet
 
-    retriever = _retriever(args)
-    result = export_parquet(retriever, args.output_dir, users=args.users, request=_request(args, retriever))
+    retriever = load_retriever(args)
+    result = export_parquet(retriever, args.output_dir, users=args.users, request=request_fields(args, retriever))
     if args.json:
         print_json({"output_dir": args.output_dir, **result})
         return
@@ -178,7 +178,7 @@ def export(args: argparse.Namespace) -> None:
     )
 
 
-def _retriever(args: argparse.Namespace) -> PinRecRetriever:
+def load_retriever(args: argparse.Namespace) -> PinRecRetriever:
     from pinrec_hf.retrieval.pretrained import best_device
     from pinrec_hf.retrieval.retriever import PinRecRetriever
 
@@ -186,7 +186,7 @@ def _retriever(args: argparse.Namespace) -> PinRecRetriever:
     return PinRecRetriever.from_pretrained(args.model, revision=args.revision, device=best_device(), adapters=adapters)
 
 
-def _request(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, Any]:
+def request_fields(args: argparse.Namespace, retriever: PinRecRetriever) -> dict[str, Any]:
     """The request's fields as typed on the command line."""
     from pinrec_hf.data.contract import parse_time
     from pinrec_hf.retrieval.budget import parse_shares
@@ -220,7 +220,7 @@ def _item_id(text: str, retriever: PinRecRetriever) -> str | int:
         raise ValueError(f"item {text!r}: this catalogue has integer ids") from None
 
 
-def _history_table(retriever: PinRecRetriever, history: Mapping[str, list[Any]]) -> str:
+def history_table(retriever: PinRecRetriever, history: Mapping[str, list[Any]]) -> str:
     """The last events that the model sees: items acted on and queries."""
     items, outcomes = history["item_id"], history["outcomes"]
     queries = history.get("query", [None] * len(items))

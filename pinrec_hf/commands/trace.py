@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pinrec_hf.commands.console import add_command, print_json, table
-from pinrec_hf.commands.retrieval import _add_model, _add_request, _history_table, _request, _retriever
+from pinrec_hf.commands.retrieval import add_model, add_request, history_table, load_retriever, request_fields
 
 
 def add_commands(commands: Any) -> None:
@@ -20,12 +20,12 @@ def add_commands(commands: Any) -> None:
         "show where a user's interests came from and where the model sees them go, step by step",
         "  pinrec trace --model pinrec-base --data data --user u17 --surface homefeed --num-steps 6 --picture u17.png",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--data", required=True, help="folder that `pinrec prepare` wrote")
     parser.add_argument("--user", required=True, help="user id in --data")
     parser.add_argument("--nearest", type=int, default=3, help="items shown a generated embedding (default: 3)")
     parser.add_argument("--picture", help="also draw the path on a map of the catalogue: a new .png or .svg file")
-    _add_request(parser)
+    add_request(parser)
     parser.set_defaults(num_steps=6)
 
 
@@ -38,9 +38,9 @@ def trace(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.picture} exists: choose another --picture, or remove it first")
     if args.nearest < 1:
         raise ValueError(f"--nearest {args.nearest}: show at least 1 item")
-    retriever = _retriever(args)
+    retriever = load_retriever(args)
     history, split = find_user(args.data, args.user, retriever.tokenizer)
-    request = {"history": history, **_request(args, retriever)}
+    request = {"history": history, **request_fields(args, retriever)}
     titles = ["title"] if retriever.items is not None and "title" in retriever.items.names else []
     traced = trace_request(retriever, request, nearest=args.nearest, columns=titles)
     if args.picture:
@@ -59,11 +59,10 @@ def trace(args: argparse.Namespace) -> None:
         finally:
             partial.unlink(missing_ok=True)
     if args.json:
-        print_json(
-            {"user": args.user, "split": split, "request": _request(args, retriever), "steps": [*map(asdict, traced)]}
-        )
+        asked = request_fields(args, retriever)
+        print_json({"user": args.user, "split": split, "request": asked, "steps": [asdict(one) for one in traced]})
         return
-    print(f"{args.user}: the last events up to the end of {split}\n\n{_history_table(retriever, history)}\n")
+    print(f"{args.user}: the last events up to the end of {split}\n\n{history_table(retriever, history)}\n")
     print(
         f"generated on {args.surface or 'an unknown surface'}, nearest items first; * is fed back as the next event\n"
     )

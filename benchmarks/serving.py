@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,13 @@ import orjson
 import psutil
 import torch
 from loopback_load import Connection, Tally, append_until_killed, ask, closed_loop, open_loop
+from runs import record
 
 from pinrec_hf import PinRecConfig, PinRecModel, PinRecRetriever, PinRecTokenizer
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.serving.histories import SQLiteHistories
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
 SURFACES, OUTCOMES = ["homefeed", "search", "related"], ["click", "save", "hide"]
 NUM_ITEMS, NUM_REQUESTS, CLIENTS, K, NOW = 100_000, 256, 64, 100, 1_735_689_600
 TIE = 1e-3
@@ -140,29 +137,13 @@ def milliseconds(latencies: list[float]) -> dict[str, float]:
     return {f"p{p}_ms": round(float(v), 1) for p, v in zip((50, 90, 99), values, strict=True)}
 
 
-class Report:
-    def __init__(self, seconds: float) -> None:
-        self.rows: list[dict[str, Any]] = []
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        names = ("torch", "transformers", "faiss-cpu", "fastapi", "uvicorn")
-        self.about = {
-            "command": f"python benchmarks/serving.py --seconds {seconds:g}",
-            "seed": [0, 1],
-            "commit": commit,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
-        }
-
-    def add(self, claim: str, target: str, value: dict[str, Any], met: bool) -> None:
-        value = {**value, "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
-        self.rows.append({"claim": claim, "target": target, "value": value, "met": bool(met), **self.about})
-        print(f"{'met ' if met else 'MISS'} {claim} ({target}): {value}", flush=True)
-        partial = RESULTS.with_suffix(".partial")
-        partial.write_text(json.dumps(self.rows, indent=1) + "\n")
-        os.replace(partial, RESULTS)
+def report(claim: str, target: str, value: dict[str, Any], met: bool) -> None:
+    busy = {"cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+    record("serving", [{"claim": claim, "target": target, "value": {**value, **busy}, "met": bool(met)}], [0, 1])
 
 
 def measure(work: Path, seconds: float) -> None:
-    report, first, second = Report(seconds), work / "first", work / "second"
+    first, second = work / "first", work / "second"
     for seed, folder in enumerate((first, second)):
         make_release(folder, seed)
     requests = make_requests()
@@ -192,14 +173,14 @@ def measure(work: Path, seconds: float) -> None:
                     latencies += tally.latencies
             memory.append(psutil.Process(process.pid).memory_info().rss)
         throughput = {name: round(float(np.median(values)), 1) for name, values in rates.items()}
-        report.add(
+        report(
             "64 clients, mixed surfaces: wrong or lost answers",
             "0 in 10 minutes",
             {"wrong": wrong, "lost": lost, "seconds": seconds, "answers": len(latencies), **milliseconds(latencies)},
             wrong == lost == 0 and seconds >= 600,
         )
         gain = throughput["batched"] / throughput["single"]
-        report.add(
+        report(
             "batching against batches of one, 64 clients, requests a second",
             ">= 3 x",
             {**throughput, "times": round(gain, 2)},
@@ -208,7 +189,7 @@ def measure(work: Path, seconds: float) -> None:
 
         http, alone = asyncio.run(lone(port, PinRecRetriever.from_pretrained(first), requests))
         share = 1 - float(np.median(alone) / np.median(http))
-        report.add(
+        report(
             "the HTTP layer's share of a lone request's time at p50",
             "<= 20 %",
             {"percent": round(100 * share, 1), "http": milliseconds(http), "offline": milliseconds(alone)},
@@ -221,7 +202,7 @@ def measure(work: Path, seconds: float) -> None:
         time.sleep(1)
         after = milliseconds(load(port, duration=seconds / 4).latencies)
         accepted, refused = milliseconds(over.latencies), milliseconds(over.refusals)
-        report.add(
+        report(
             "3 x overload: refusals, accepted requests, recovery",
             "refused within 50 ms (p99), accepted p99 within 2 x",
             {
@@ -236,7 +217,7 @@ def measure(work: Path, seconds: float) -> None:
         )
         growth = memory[-1] / memory[0] - 1
         answers = len(latencies) + len(over.latencies)
-        report.add(
+        report(
             "resident memory after 10^6 requests",
             "flat within 5 %",
             {"percent": round(100 * growth, 1), "requests": answers, "MiB": [m >> 20 for m in memory]},
@@ -249,7 +230,7 @@ def measure(work: Path, seconds: float) -> None:
         tally = asyncio.run(swapped(port, process, bodies, work, seconds / 2))
         releases = {answer["release"] for _, answer in tally.answers}
         counts = {"lost": tally.lost + tally.failed + len(tally.refusals), "mixed": count_wrong(tally, expected)}
-        report.add(
+        report(
             "release swapped twice, then SIGTERM, under 64 clients",
             "0 lost, 0 mixed answers",
             {**counts, "answers": len(tally.answers), "releases": len(releases), "exit_code": process.wait(30)},
@@ -262,7 +243,7 @@ def measure(work: Path, seconds: float) -> None:
     store = SQLiteHistories(str(histories))
     stored = [len(store.read(f"killed-{n}").get("item_id", ())) for n in range(len(acknowledged))]
     missing = sum(max(0, a - s) for a, s in zip(acknowledged, stored, strict=True))
-    report.add(
+    report(
         "SIGKILL while events are appended: acknowledged events lost",
         "0",
         {"lost": missing, "acknowledged": sum(acknowledged)},

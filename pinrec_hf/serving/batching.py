@@ -33,7 +33,8 @@ class Batcher:
     Args:
         answer: requests to whatever their callers get, one release for all: `(release name, answers)`.
         max_batch: requests in a batch; a job of several may exceed it.
-        max_wait: seconds that the first job waits for others. While a batch runs, the next gathers anyway.
+        max_wait: seconds that the first job waits for others, if the last batch had several: where calls come one by
+            one, waiting gains nothing. While a batch runs, the next gathers anyway.
         max_pending: requests that wait or run; more are refused at once.
     """
 
@@ -81,8 +82,10 @@ class Batcher:
         self._metrics.pending.set(self.pending)
 
     def _work(self) -> None:
+        jobs: list[_Job] = []
         while (first := self._jobs.get()) is not None:
-            jobs, size, until = [first], len(first.requests), time.perf_counter() + self.max_wait
+            until = time.perf_counter() + (self.max_wait if len(jobs) > 1 else 0)
+            jobs, size = [first], len(first.requests)
             last = False
             while size < self.max_batch and not last:
                 try:

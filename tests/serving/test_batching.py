@@ -54,16 +54,25 @@ def test_jobs_run_together_whole_and_in_order():
     assert pending == 0
 
 
-def test_a_lone_job_waits_no_longer_than_said():
+def test_a_job_waits_for_others_only_after_a_batch_of_several():
     async def scenario():
-        batcher = Batcher(Doubling(), Metrics(), max_wait=0.05)
-        start = asyncio.get_running_loop().time()
-        await batcher.submit([1])
-        taken = asyncio.get_running_loop().time() - start
+        answer = Doubling(is_open=False)
+        batcher = Batcher(answer, Metrics(), max_wait=0.2)
+        tasks = [await settle(batcher, answer, 0)]
+        tasks += [asyncio.create_task(batcher.submit([n])) for n in (1, 2)]
+        answer.gate.set()
+        await asyncio.gather(*tasks)
+        taken = []
+        for n in (3, 4):
+            start = asyncio.get_running_loop().time()
+            await batcher.submit([n])
+            taken.append(asyncio.get_running_loop().time() - start)
         batcher.close()
-        return taken
+        return answer.batches, taken
 
-    assert 0.04 < asyncio.run(scenario()) < 0.5
+    batches, (crowded, alone) = asyncio.run(scenario())
+    assert batches == [[0], [1, 2], [3], [4]]
+    assert alone < 0.15 < 0.19 < crowded < 1
 
 
 def test_too_many_are_refused_at_once_and_those_inside_are_answered():
@@ -109,10 +118,15 @@ def test_a_cancelled_job_is_not_run():
 
 def test_an_error_reaches_every_waiter_and_the_thread_goes_on():
     async def scenario():
-        batcher = Batcher(Doubling(), Metrics(), max_wait=0.05)
-        results = await asyncio.gather(*(batcher.submit([x]) for x in ("bad", 1)), return_exceptions=True)
+        answer = Doubling(is_open=False)
+        batcher = Batcher(answer, Metrics(), max_wait=0)
+        tasks = [await settle(batcher, answer, 0)]
+        tasks += [asyncio.create_task(batcher.submit([x])) for x in ("bad", 1)]
+        await asyncio.sleep(0)
+        answer.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         assert await batcher.submit([5]) == ("r1", [10])
         batcher.close()
         return results
 
-    assert [type(result) for result in asyncio.run(scenario())] == [RuntimeError, RuntimeError]
+    assert [type(result) for result in asyncio.run(scenario())] == [tuple, RuntimeError, RuntimeError]

@@ -40,6 +40,8 @@ NUM_ITEMS, NUM_REQUESTS, CLIENTS, K, NOW = 100_000, 256, 64, 100, 1_735_689_600
 TIE = 1e-3
 """Scores closer than this may swap: a batch's float32 sums differ from a lone request's in the last digits."""
 
+Expected = dict[str, tuple[str | None, float]]  # item to the outcome that brought it, and its score
+
 
 def make_release(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(0)  # the same catalogue in every release
@@ -83,26 +85,28 @@ def make_requests() -> list[dict[str, Any]]:
     return requests
 
 
-def offline(folder: Path, requests: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """For each request, item to score."""
+def offline(folder: Path, requests: list[dict[str, Any]]) -> list[Expected]:
     retriever = PinRecRetriever.from_pretrained(folder)
-    return [{c.item_id: c.score for c in found} for found in retriever.candidates(retriever.search(requests, K))]
+    found = retriever.candidates(retriever.search(requests, K))
+    return [{c.item_id: (c.outcome, c.score) for c in candidates} for candidates in found]
 
 
-def count_wrong(tally: Tally, expected: dict[str, list[dict[str, float]]]) -> int:
-    """Answers that differ from the offline ones of the release that gave them by more than near ties."""
-    wrong = 0
+def compare(tally: Tally, expected: dict[str, list[Expected]]) -> dict[str, int]:
+    """Answers that are the offline ones of the release that gave them, up to near ties, and wrong ones."""
+    counts = {"identical": 0, "near_ties": 0, "wrong": 0}
     for number, answer in tally.answers:
-        right, found = expected[answer["release"]][number], answer["candidates"]
-        good = len(found) == len(right) and all(abs(right.get(c["item_id"], 1e9) - c["score"]) < TIE for c in found)
-        if not good and len(found) == len(right):  # a tie at the end of a list lets another item in
-            lowest = min(right.values())
-            good = all(
-                abs(right[c["item_id"]] - c["score"]) < TIE if c["item_id"] in right else c["score"] < lowest + TIE
-                for c in found
-            )
-        wrong += not good
-    return wrong
+        right = expected[answer["release"]][number]
+        found = {c["item_id"]: (c["outcome"], c["score"]) for c in answer["candidates"]}
+        gone, come = (sorted(a[item][1] for item in a.keys() - b.keys()) for a, b in ((right, found), (found, right)))
+        pairs = [*zip(gone, come, strict=False)]
+        pairs += [(right[i][1], found[i][1]) for i in right.keys() & found.keys() if right[i][0] == found[i][0]]
+        if len(right) != len(found) or any(abs(a - b) > TIE for a, b in pairs):
+            counts["wrong"] += 1
+        elif list(right) == list(found):
+            counts["identical"] += 1
+        else:
+            counts["near_ties"] += 1
+    return counts
 
 
 @contextmanager
@@ -156,7 +160,8 @@ def measure(work: Path, seconds: float) -> None:
     # batching against none, taking turns so that other work on the machine disturbs both alike
     rates: dict[str, list[float]] = {"batched": [], "single": []}
     latencies: list[float] = []
-    wrong = lost = 0
+    compared = dict.fromkeys(("identical", "near_ties", "wrong"), 0)
+    lost = 0
     with served(first) as (port, process), served(first, "--max-batch", "1", "--max-wait", "0") as (single_port, _):
         load(port, duration=2), load(single_port, duration=2)
         memory = [psutil.Process(process.pid).memory_info().rss]
@@ -176,8 +181,8 @@ def measure(work: Path, seconds: float) -> None:
         report(
             "64 clients, mixed surfaces: wrong or lost answers",
             "0 in 10 minutes",
-            {"wrong": wrong, "lost": lost, "seconds": seconds, "answers": len(latencies), **milliseconds(latencies)},
-            wrong == lost == 0 and seconds >= 600,
+            {**compared, "lost": lost, "seconds": seconds, "answers": len(latencies), **milliseconds(latencies)},
+            compared["wrong"] == lost == 0 and seconds >= 600,
         )
         gain = throughput["batched"] / throughput["single"]
         report(
@@ -211,7 +216,7 @@ def measure(work: Path, seconds: float) -> None:
                 "64 clients before": calm,
                 "64 clients after": after,
                 "lost": over.lost + over.failed,
-                "wrong": count_wrong(over, expected),
+                "wrong": compare(over, expected)["wrong"],
             },
             refused["p99_ms"] <= 50 and accepted["p99_ms"] <= 2 * calm["p99_ms"] and over.lost + over.failed == 0,
         )
@@ -229,7 +234,7 @@ def measure(work: Path, seconds: float) -> None:
     with served(current) as (port, process):
         tally = asyncio.run(swapped(port, process, bodies, work, seconds / 2))
         releases = {answer["release"] for _, answer in tally.answers}
-        counts = {"lost": tally.lost + tally.failed + len(tally.refusals), "mixed": count_wrong(tally, expected)}
+        counts = {"lost": tally.lost + tally.failed + len(tally.refusals), "mixed": compare(tally, expected)["wrong"]}
         report(
             "release swapped twice, then SIGTERM, under 64 clients",
             "0 lost, 0 mixed answers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -40,7 +41,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: App, releases: Releases, *, host: str, port: int, drain: float) -> None:
-        super().__init__(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, backlog=2048))
+        # load balancers keep idle connections for a minute: the side that closes first must not be this one
+        config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_keep_alive=75)
+        super().__init__(config)
         self.app, self.releases, self.drain = app, releases, drain
 
     @contextmanager
@@ -74,4 +77,6 @@ def log_as_json() -> None:
 
 def serve(app: App, releases: Releases, **options: Any) -> None:
     """Serve until a signal ends it; options as for `Server`."""
+    gc.collect()
+    gc.freeze()  # of what is loaded nothing is garbage, and looking it through stops the event loop for 0.3 s
     Server(app, releases, **options).run()

@@ -170,10 +170,9 @@ def measure(work: Path, seconds: float) -> None:
                 start = time.perf_counter()
                 tally = load(target, duration=seconds / 4)
                 rates[name].append(len(tally.answers) / (time.perf_counter() - start))
-                wrong, lost = (
-                    wrong + count_wrong(tally, expected),
-                    lost + tally.lost + tally.failed + len(tally.refusals),
-                )
+                lost += tally.lost + tally.failed + len(tally.refusals)
+                for what, count in compare(tally, expected).items():
+                    compared[what] += count
                 if name == "batched":
                     latencies += tally.latencies
             memory.append(psutil.Process(process.pid).memory_info().rss)

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces clean
+.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -25,6 +25,9 @@ benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the
 
 benchmark-surfaces: .venv/demo    ## the figures of docs/ablations.md; resumable
 	$(BIN)/python benchmarks/surfaces.py
+
+benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a server on loopback: about five minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serving.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -154,7 +154,8 @@ def _batches(
     model.eval()
     adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
-    lengths = np.array([len(request["history"].get("item_id", ())) for request in requests])
+    items = [request["history"].get("item_id") for request in requests]
+    lengths = np.array([0 if ids is None else len(ids) for ids in items])
     lengths = np.minimum(lengths, tokenizer.model_max_length) + 1  # a start event goes before each
     order = np.argsort(lengths, kind="stable")
     start = 0

@@ -114,6 +114,11 @@ def test_the_examples_of_the_openapi_document_are_answered(client):
         post(client, route, body)
 
 
+def test_null_is_absent(client):
+    absent = {"history": {"item_id": None, "outcomes": None}, "surface": None, "exclude": None, "filters": None}
+    assert post(client, "/v1/recommend", {**absent, "k": 9}) == post(client, "/v1/recommend", {"k": 9})
+
+
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 

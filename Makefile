@@ -30,7 +30,7 @@ benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a s
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serving.py
 
 benchmark-public: .venv/test      ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 for one of them, stopped by the clock
-	$(BIN)/python benchmarks/public.py $(if $(ROW),--row $(ROW)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python benchmarks/public_sets.py $(if $(ROW),--row $(ROW)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

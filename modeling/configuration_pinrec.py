@@ -78,7 +78,6 @@ class PinRecConfig(PreTrainedConfig):
         pooled_history (`bool`): whether the outcome head also attends to the events themselves.
         item_id_dropout (`float`): share of items whose id is replaced by the unknown id in training, so that
             an item is also found by its content (PinFM, 2507.12704).
-        event_dropout (`float`): share of input events whose item is replaced by the unknown one in training.
         outcome_dropout (`float`): share of input events whose outcomes are masked in training (UniPinRec).
         dropout, attention_dropout (`float`): the usual.
         catalogue_fingerprint (`str`, *optional*): of the catalogue that the model was trained on.
@@ -121,7 +120,6 @@ class PinRecConfig(PreTrainedConfig):
     softmax: str = "sampled"
     pooled_history: bool = False
     item_id_dropout: float | int = 0.1
-    event_dropout: float | int = 0.0
     outcome_dropout: float | int = 0.2
     catalogue_fingerprint: str | None = None
     preset: str | None = None
@@ -190,7 +188,7 @@ class PinRecConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)} must be 0 (none) or more")
         if self.request_feature_buckets > 4_095:
             raise ValueError(f"request_feature_buckets={self.request_feature_buckets}: a request feature has 12 bits")
-        for field in ("dropout", "attention_dropout", "item_id_dropout", "event_dropout", "outcome_dropout"):
+        for field in ("dropout", "attention_dropout", "item_id_dropout", "outcome_dropout"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field}={getattr(self, field)} is a share and must lie between 0 and 1")
         if self.hidden_size % (2 * self.num_attention_heads):

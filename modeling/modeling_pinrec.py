@@ -28,7 +28,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pinrec import (
     FIRST_ITEM,
-    UNKNOWN_ITEM,
     PinRecConfig,
     more_names,
 )
@@ -320,11 +319,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names are for the PeftModel that load_surface_adapters returns; call that one")
         items = self.get_item_features(item_ids, item_vectors, item_features, item_hashes)
-        shown = event_items
-        if self.training and self.config.event_dropout:
-            hidden = torch.rand(event_items.shape, device=event_items.device) < self.config.event_dropout
-            shown = event_items.masked_fill(hidden & (event_items > UNKNOWN_ITEM), UNKNOWN_ITEM)
-        content = items[shown][..., : self.config.hidden_size] if item_embeds is None else item_embeds
+        content = items[event_items][..., : self.config.hidden_size] if item_embeds is None else item_embeds
         if query_hashes is not None:
             content = content + self.get_query_features(query_hashes, query_vectors)[event_queries]
         events = self.event_embedding(content, event_types, surface_ids, outcome_sets, timestamps, time_gaps)

@@ -48,10 +48,10 @@ class PinRecTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or share of steps, of warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "Of matrices, not of embeddings, norms and biases."})
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Rows a step and device; none: about 1,024 events a step."}
+        default=None, metadata={"help": "Rows a step and device; none: about 512 events a step."}
     )
     num_train_epochs: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Passes over the training rows; none: 3,000 steps, but 5 to 20 passes."}
+        default=None, metadata={"help": "Passes over the training rows; none: 2,000 steps, but 5 to 20 passes."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When recall on validation is measured."})
     save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})

@@ -8,9 +8,9 @@ docs/experiments.md).
 | `softmax` | full up to 5,000 items, else sampled |
 | `feature_buckets` | twice the distinct item features, up to a power of two; at most 65,536 |
 | `hash_table_size` | one row where neither queries nor item ids are hashed |
-| rows a step | about 1,024 events: a power of two from 8 to 128 |
+| rows a step | about 512 events: a power of two from 8 to 128 |
 | uniform negatives | 1,024 a step |
-| epochs | 3,000 steps, but 5 epochs at least and 20 at most |
+| epochs | 2,000 steps, but 5 epochs at least and 20 at most |
 """
 
 import math
@@ -23,7 +23,7 @@ from pinrec_hf.modeling.configuration_pinrec import DAY, SIGNALS
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.training.arguments import DataArguments, PinRecTrainingArguments
 
-EVENTS_A_STEP = NEGATIVES_A_STEP = 1_024
+EVENTS_A_STEP, NEGATIVES_A_STEP = 512, 1_024
 FULL_SOFTMAX_ITEMS = 5_000
 MAX_FEATURE_BUCKETS = 65_536
 
@@ -60,6 +60,6 @@ def choose_batches(dataset: SequenceDataset, data_args: DataArguments, training_
         training_args.per_device_train_batch_size = max(1, 2 ** round(math.log2(rows)) // processes)
     rows_a_step = training_args.train_batch_size * processes * training_args.gradient_accumulation_steps
     if training_args.num_train_epochs is None:
-        training_args.num_train_epochs = min(20, max(5, math.ceil(3_000 * rows_a_step / max(1, len(dataset)))))
+        training_args.num_train_epochs = min(20, max(5, math.ceil(2_000 * rows_a_step / max(1, len(dataset)))))
     given = data_args.uniform_negatives
     return math.ceil(NEGATIVES_A_STEP / rows_a_step) if given is None else given

@@ -389,18 +389,6 @@ def test_outcome_dropout(make_model, training_batch):
     assert close(model(**training_batch).last_hidden_state, model(**other).last_hidden_state)
 
 
-@torch.no_grad()
-def test_event_dropout(make_model, training_batch):
-    model = make_model(event_dropout=1.0, dropout=0.0, item_id_dropout=0.0, outcome_dropout=0.0)
-    items = training_batch["event_items"]
-    other = dict(training_batch) | {
-        "event_items": torch.randint_like(items, 2, int(items.max())).where(items > 1, items)
-    }
-    assert not close(model(**training_batch).last_hidden_state, model(**other).last_hidden_state, 1e-2)
-    model.train()
-    assert close(model(**training_batch).last_hidden_state, model(**other).last_hidden_state)
-
-
 def test_hashed_embedding():
     table = HashedEmbedding(8, functions=2, rows=1_000)
     torch.nn.init.normal_(table.weight)

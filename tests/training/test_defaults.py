@@ -46,8 +46,8 @@ def test_defaults_of_a_log_known_to_the_day(daily: Path) -> None:
     assert run.config.softmax == "full"
     assert run.config.feature_buckets == 16
     assert run.config.hash_table_size == 1
-    assert training_args.per_device_train_batch_size == 32  # of 28 events each
-    assert run.collator.uniform_negatives == 32
+    assert training_args.per_device_train_batch_size == 16  # of 28 events each
+    assert run.collator.uniform_negatives == 64
     assert training_args.num_train_epochs == 20
 
 

@@ -10,6 +10,7 @@ read once, by the final model. Models and prepared data lie in runs/benchmark/.
 
 import argparse
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,14 @@ def run(name: str, data: Path, plan: dict[str, Any], seed: int, minutes: float |
         **({"time_dropout": 1.0} if time == HIDDEN else {}),
         **({"max_minutes": minutes, "num_train_epochs": 1000, "save_strategy": "no"} if minutes else {}),
     }  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run_script("pretrain", folder, data, seed, arguments)
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     catalogue = load_pretrained(folder)[1].catalogue
     figures: dict[str, Any] = {}
     for split in ("validation", "test"):
         requests = load_requests(data, split, catalogue)
-        for seen in ("removed", "kept")[: 1 + (split == "test")]:
+        for seen in ("removed", "kept")[: 1 + (split == "test" and not minutes)]:
             found = measured(folder, requests, "pinrec", hide_time=time == HIDDEN, remove_seen=seen == "removed")
             figures[f"{split}, seen {seen}"] = {
                 **{m: found.metrics[m].value for m in METRICS},
@@ -73,7 +76,12 @@ def run(name: str, data: Path, plan: dict[str, Any], seed: int, minutes: float |
                 "coverage@10": found.coverage["coverage@10"],
             }
     state = json.loads((folder / "trainer_state.json").read_text())
-    figures |= {"train_seconds": state["log_history"][-1]["train_runtime"], "epochs": state["epoch"]}
+    figures |= {
+        "train_seconds": state["log_history"][-1]["train_runtime"],
+        "cpu_seconds": cpu,  # of the whole command; 0 where the model was there
+        "epochs": state["epoch"],
+        "steps": state["global_step"],
+    }
     print(name, time, seed, json.dumps(figures), flush=True)
     return figures
 

@@ -64,9 +64,7 @@ class PinRecTrainingArguments(TrainingArguments):
     )
     max_minutes: float | None = field(
         default=None,
-        metadata={
-            "help": "Training ends after so many minutes, its learning rate decayed by then; --resume starts anew."
-        },
+        metadata={"help": "Training ends after so many minutes (one thread: of CPU time), its learning rate decayed."},
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator needs every column."})

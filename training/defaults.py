@@ -4,7 +4,7 @@ docs/experiments.md).
 | setting | rule |
 |---|---|
 | `dropout` | .4 below 20 events a user, .2 below 100, else .1 |
-| `signals` | no time where the log knows days only |
+| `signals` | no time where the log knows days only, or no times |
 | `softmax` | full up to 5,000 items, else sampled |
 | `feature_buckets` | twice the distinct item features, up to a power of two; at most 65,536 |
 | `hash_table_size` | one row where neither queries nor item ids are hashed |
@@ -28,8 +28,8 @@ FULL_SOFTMAX_ITEMS = 5_000
 MAX_FEATURE_BUCKETS = 65_536
 
 
-def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer) -> dict[str, Any]:
-    """Config fields that depend on the training rows and the catalogue."""
+def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer, hashed_ids: bool = False) -> dict[str, Any]:
+    """Config fields that depend on the training rows and the catalogue; `hashed_ids`: whether item ids are hashed."""
     events_a_user = dataset.row_lengths.mean() if len(dataset) else 0
     has_queries = any((queries != 0).any() for queries in dataset.column("queries"))
     daily = all((times[times >= 0] % DAY == 0).all() for times in dataset.column("timestamps"))
@@ -39,7 +39,7 @@ def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer) -> dict
         "softmax": "full" if len(tokenizer.catalogue) <= FULL_SOFTMAX_ITEMS else "sampled",
         "feature_buckets": feature_buckets(tokenizer),
     }
-    return fields if has_queries else {**fields, "hash_table_size": 1}
+    return fields if has_queries or hashed_ids else {**fields, "hash_table_size": 1}
 
 
 def feature_buckets(tokenizer: PinRecTokenizer, rows_at_once: int = 100_000) -> int:

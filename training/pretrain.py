@@ -80,7 +80,7 @@ def prepare_pretraining(
             "content_size": tokenizer.catalogue.content_size,
             "query_size": tokenizer.query_size,
             "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
-            **default_config(dataset, tokenizer),
+            **default_config(dataset, tokenizer, overrides.get("item_id_embedding") == "hashed"),
             **overrides,
         },
     )

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from pinrec_hf.data.prepare import prepare
-from pinrec_hf.training import trainer
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
 from pinrec_hf.training.pretrain import Pretraining, prepare_pretraining
 from pinrec_hf.training.trainer import Deadline
@@ -15,9 +14,10 @@ from pinrec_hf.training.trainer import Deadline
 DAY = 86_400
 
 
-def pretraining(data: Path, **arguments: int) -> tuple[Pretraining, PinRecTrainingArguments]:
+def pretraining(data: Path, overrides: str = "{}", **arguments: int) -> tuple[Pretraining, PinRecTrainingArguments]:
     training_args = PinRecTrainingArguments(output_dir="unused", use_cpu=True, **arguments)
-    run = prepare_pretraining(DataArguments(data=str(data)), ModelArguments(preset="tiny"), training_args)
+    model_args = ModelArguments(preset="tiny", config_overrides=overrides)
+    run = prepare_pretraining(DataArguments(data=str(data)), model_args, training_args)
     return run, training_args
 
 
@@ -57,16 +57,19 @@ def test_what_is_said_is_done(daily: Path) -> None:
     assert run.collator.uniform_negatives == 256
 
 
+def test_hashed_ids_keep_their_tables(daily: Path) -> None:
+    assert pretraining(daily, '{"item_id_embedding": "hashed"}')[0].config.hash_table_size > 1
+
+
 def test_a_log_with_times_and_queries_keeps_both(tiny_data: Path) -> None:
     run = pretraining(tiny_data)[0]
     assert "time" in run.config.signals
     assert run.config.hash_table_size > 1
 
 
-def test_a_deadline_decays_the_learning_rate_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deadline_decays_the_learning_rate_by_the_clock() -> None:
     now = 100.0
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
-    deadline = Deadline(minutes=10, warmup=0.1)
+    deadline = Deadline(minutes=10, warmup=0.1, clock=lambda: now)
     rates = []
     for now in (100.0, 130.0, 160.0, 400.0, 700.0):  # noqa: B007  # the clock reads it
         rates.append(deadline.learning_rate(step=0))

@@ -124,10 +124,10 @@ def row(name: str, minutes: float | None, times: list[str]) -> None:
         }], seeds)  # fmt: skip
 
 
-def any_file(interactions: str, items: str, minutes: float | None, times: list[str]) -> None:
+def any_file(interactions: str, items: str, time_unit: str | None, minutes: float | None, times: list[str]) -> None:
     """A leave-one-out file of somebody's, in the columns of the data contract, with the defaults."""
     name = Path(interactions).stem
-    data = prepared(name, pq.read_table(interactions), pq.read_table(items), name=name)
+    data = prepared(name, pq.read_table(interactions), pq.read_table(items), name=name, time_unit=time_unit)
     for time in times:
         run(name, data, {}, 0, minutes, time)
 
@@ -139,12 +139,13 @@ def main() -> None:
     parser.add_argument("--time", choices=TIMES, help="only this column: is the target's time known to the model?")
     parser.add_argument("--interactions", help="parquet of user_id, item_id, timestamp or order ... to measure on")
     parser.add_argument("--items", help="parquet of its items: item_id, title, features ...")
+    parser.add_argument("--time-unit", choices=("s", "ms", "us"), help="of integer times in that file")
     args = parser.parse_args()
     times = [args.time] if args.time else list(TIMES)
     if bool(args.interactions) != bool(args.items):
         parser.error("--interactions and --items go together")
     if args.interactions:
-        any_file(args.interactions, args.items, args.minutes, times)
+        any_file(args.interactions, args.items, args.time_unit, args.minutes, times)
         return
     if not public_data().is_dir():
         sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")

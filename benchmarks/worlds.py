@@ -105,7 +105,8 @@ class Slots:
         vectors = self.retriever.index.catalogue_embeddings()
         for i, (by, request) in enumerate(zip(self.retriever.generate(asked), requests, strict=True)):
             copies = np.repeat(by.embeddings, self.steps, 0)
-            copies[1:, :-1] += rng.normal(scale=self.noise, size=copies[1:, :-1].shape)
+            size = self.retriever.model.config.hidden_size
+            copies[1:, :size] += rng.normal(scale=self.noise, size=(self.steps - 1, size))
             scores = copies @ vectors.T
             scores[:, seen_rows(request, self.retriever.tokenizer.catalogue)] = -np.inf
             rows = np.argsort(-scores, axis=1)[:, :k]
@@ -118,7 +119,8 @@ def step_spread(retriever: PinRecRetriever, requests: Requests, steps: int) -> f
     """Standard deviation, a dimension, of the steps' embeddings around the first: the noise of the copies."""
     some = [requests.requests[i] for i in range(min(200, len(requests)))]
     found = retriever.generate([{**r, "outcome_budget": {None: 1.0}, "num_steps": steps} for r in some])
-    return float(np.sqrt(np.mean([np.square(by.embeddings[1:, :-1] - by.embeddings[0, :-1]).mean() for by in found])))
+    vectors = [by.embeddings[:, : retriever.model.config.hidden_size] for by in found]
+    return float(np.sqrt(np.mean([np.square(one[1:] - one[0]).mean() for one in vectors])))
 
 
 def next_requests(data: Path, split: str, tokenizer: PinRecTokenizer, most: int = 10) -> Requests:

@@ -73,7 +73,9 @@ class PinRecConfig(PreTrainedConfig):
         feature_buckets (`int`): rows of the embedding bag of item features, 0 for none.
         request_feature_buckets (`int`): rows of the embedding bag of request features (`device=ios`), 0 for none;
             at most 4,095.
-        similarity (`str`): `"dot"` (with an item bias) or `"cosine"` (with a learned temperature).
+        similarity (`str`): `"dot"` (with item biases) or `"cosine"` (with a learned temperature).
+        bias_size (`int`, *optional*): biases of an item under a dot product: one whoever asks, and one more for each
+            surface and outcome that it was pretrained with; 0 under cosine.
         softmax (`str`): `"sampled"` (logQ-corrected) or `"full"` (small catalogues).
         pooled_history (`bool`): whether the outcome head also attends to the events themselves.
         item_id_dropout (`float`): share of items whose id is replaced by the unknown id in training, so that
@@ -117,6 +119,7 @@ class PinRecConfig(PreTrainedConfig):
     feature_buckets: int = 0
     request_feature_buckets: int = 0
     similarity: str = "dot"
+    bias_size: int | None = None
     softmax: str = "sampled"
     pooled_history: bool = False
     item_id_dropout: float | int = 0.1
@@ -132,6 +135,10 @@ class PinRecConfig(PreTrainedConfig):
         self.signals = list(SIGNALS if self.signals is None else self.signals)
         self.time_periods = list(TIME_PERIODS if self.time_periods is None else self.time_periods)
         self.time_offsets = list(self.time_offsets or [])
+        if self.bias_size is None:
+            named = [names for signal, names in (("surface", self.surfaces), ("outcome", self.outcomes))
+                     if signal in self.signals]  # fmt: skip
+            self.bias_size = 1 + sum(map(len, named)) if self.similarity == "dot" else 0
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
@@ -167,8 +174,8 @@ class PinRecConfig(PreTrainedConfig):
 
     @property
     def embedding_size(self) -> int:
-        """Width of item and user embeddings: a dot product carries the item bias as one more dimension."""
-        return self.hidden_size + (self.similarity == "dot")
+        """Width of item and user embeddings: a dot product carries the item's biases as more dimensions."""
+        return self.hidden_size + (self.bias_size or 0)
 
     def validate_pinrec(self) -> None:
         """Refuses fields that contradict each other; runs when a config is made, loaded or saved."""
@@ -186,6 +193,10 @@ class PinRecConfig(PreTrainedConfig):
         for field in ("num_items", "content_size", "query_size", "feature_buckets", "request_feature_buckets"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be 0 (none) or more")
+        if self.bias_size is not None and (self.bias_size > 0) != (self.similarity == "dot"):
+            raise ValueError(
+                f"bias_size={self.bias_size}: at least 1 under a dot product, 0 under cosine; or leave it out"
+            )
         if self.request_feature_buckets > 4_095:
             raise ValueError(f"request_feature_buckets={self.request_feature_buckets}: a request feature has 12 bits")
         for field in ("dropout", "attention_dropout", "item_id_dropout", "outcome_dropout"):

@@ -66,16 +66,16 @@ class HashedEmbedding(nn.Module):
 class EntityEncoder(nn.Module):
     """Content vector, feature bag and id of an item (or query) to its embedding: their sum and a 2-layer MLP of it.
 
-    With `bias`, one more output says how likely the item is whoever asks.
+    `biases` more outputs say how likely the item is: whoever asks, and on which surface, with which outcome.
     """
 
-    def __init__(self, config: PinRecConfig, content_size: int, id_embedding: str | None, features: int, bias: bool):
+    def __init__(self, config: PinRecConfig, content_size: int, id_embedding: str | None, features: int, biases: int):
         super().__init__()
         self.id_dropout = config.item_id_dropout
-        self.hidden_size, width = config.hidden_size, config.hidden_size + bias
+        self.hidden_size, width = config.hidden_size, config.hidden_size + biases
         self.content = nn.Linear(content_size, width, bias=False) if content_size else None
         self.features = HashedEmbedding(config.hidden_size, 1, features) if features else None
-        self.feature_bias = HashedEmbedding(1, 1, features) if features and bias else None
+        self.feature_bias = HashedEmbedding(biases, 1, features) if features and biases else None
         self.full_ids = nn.Embedding(config.num_items + FIRST_ITEM, width) if id_embedding == "full" else None
         self.hashed_ids = (
             HashedEmbedding(config.hidden_size, config.hash_functions, config.hash_table_size)

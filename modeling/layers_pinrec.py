@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -171,6 +172,41 @@ class TimeOffsets(nn.Module):
         return self.embedding(torch.bucketize(offsets, starts, right=True))
 
 
+class ConditionBias(nn.Module):
+    """What meets an item's biases in the inner product: 1, then a mixture that surface and outcome choose.
+
+    So that a popular item of a surface, or one that is mostly saved, need not be told by the embeddings (ours). Each
+    surface and outcome begins with a bias of its own; the unknown and unspecified ones have none.
+    """
+
+    def __init__(self, config: PinRecConfig) -> None:
+        super().__init__()
+        self.size, signals = (config.bias_size or 0) - 1, config.signals or []
+        self.surfaces = nn.Embedding(len(config.surfaces or []) + 1, self.size) if "surface" in signals else None
+        self.outcomes = nn.Embedding(len(config.outcomes or []) + 1, self.size) if "outcome" in signals else None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """One bias each, in the order surfaces, outcomes."""
+        start = 0
+        for table in (self.surfaces, self.outcomes):
+            if table is not None:
+                rows = torch.zeros_like(table.weight)
+                own = torch.arange(min(len(rows) - 1, self.size - start))
+                rows[1 + own, start + own] = 1.0
+                init.copy_(table.weight, rows)
+                start += len(rows) - 1
+
+    def forward(self, users: Tensor, surfaces: Tensor | None, outcomes: Tensor | None) -> Tensor:
+        """`(batch, targets, hidden_size)` to `(batch, targets, hidden_size + bias_size)`."""
+        biases = users.new_zeros(*users.shape[:-1], self.size)
+        if self.surfaces is not None:
+            biases = biases + self.surfaces(surfaces)
+        if self.outcomes is not None:
+            biases = biases + self.outcomes(outcomes)
+        return torch.cat([users, torch.ones_like(users[..., :1]), biases], -1)
+
+
 class OutcomeHead(nn.Module):
     """`O(h_t, c_surface, c_outcome, request time, e_offset)`: a hidden state and conditions to an embedding.
 
@@ -195,6 +231,7 @@ class OutcomeHead(nn.Module):
         self.down_proj = nn.Linear(2 * size, size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.dropout)
+        self.bias = ConditionBias(config) if config.similarity == "dot" else None
 
     def forward(
         self,
@@ -208,7 +245,7 @@ class OutcomeHead(nn.Module):
         keys_and_values: tuple[Tensor, Tensor] | None = None,
         ages: Tensor | None = None,
     ) -> Tensor:
-        """`(batch, targets, hidden_size)` and four `(batch, targets)` to `(batch, targets, hidden_size)`.
+        """`(batch, targets, hidden_size)` and four `(batch, targets)` to `(batch, targets, embedding_size)`.
 
         Also time offsets in seconds (-1 unknown) and packed request features; with `pooled_history` also the events'
         keys and values, and their ages for each target.
@@ -232,4 +269,5 @@ class OutcomeHead(nn.Module):
             hidden, mixed = hidden + pooled, mixed + pooled
         mixed = self.norm(mixed)
         gated = self.act_fn(self.gate_proj(mixed)) * self.up_proj(mixed)
-        return hidden + self.down_proj(self.dropout(gated))
+        users = hidden + self.down_proj(self.dropout(gated))
+        return nn.functional.normalize(users, dim=-1) if self.bias is None else self.bias(users, surfaces, outcomes)

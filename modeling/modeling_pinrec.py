@@ -5,7 +5,7 @@ Notable features:
 - each batch carries a table of its distinct items, so that an item is encoded once however often it occurs
 - pre-norm blocks: RMSNorm, rotary positions, gated MLP
 - conditions (surface, outcome, request time) enter in the outcome head only: one backbone pass serves them all
-- dot product with an item bias, carried as one more dimension, so that retrieval stays inner-product search
+- dot product with item biases, carried as more dimensions, so that retrieval stays inner-product search
 
 Source: PinRec, arXiv 2504.10507 (v7, sections 3 and 4); time encoding from PinnerFormer, arXiv 2205.04507.
 """
@@ -33,7 +33,7 @@ from .configuration_pinrec import (
 )
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding, append_rows
 from .generation_pinrec import PinRecGeneration
-from .layers_pinrec import OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
+from .layers_pinrec import ConditionBias, OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
 from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
 
 
@@ -110,6 +110,8 @@ class PinRecPreTrainedModel(PreTrainedModel):
             init.zeros_(module.gap_phase)
             # what happened comes first: at a random start, some fifty time features would drown the item
             init.zeros_(module.proj.weight)
+        elif isinstance(module, ConditionBias):
+            module.reset_parameters()
         elif isinstance(module, PinRecModel) and module.log_temperature is not None:
             init.constant_(module.log_temperature, math.log(0.05))
 
@@ -124,9 +126,9 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
     def __init__(self, config: PinRecConfig) -> None:
         super().__init__(config)
         self.item_encoder = EntityEncoder(
-            config, config.content_size, config.item_id_embedding, config.feature_buckets, config.similarity == "dot"
+            config, config.content_size, config.item_id_embedding, config.feature_buckets, config.bias_size or 0
         )
-        self.query_encoder = EntityEncoder(config, config.query_size, "hashed", 0, bias=False)
+        self.query_encoder = EntityEncoder(config, config.query_size, "hashed", 0, biases=0)
         self.event_embedding = EventEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         self.build_backbone(config)
@@ -179,7 +181,7 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
             item_hashes (`torch.LongTensor` of shape `(items,)`, *optional*): of the ids, for hashed ids.
 
         Returns:
-            `torch.FloatTensor` of shape `(items, embedding_size)`; with a dot product the last one is the bias.
+            `torch.FloatTensor` of shape `(items, embedding_size)`; with a dot product the last `bias_size` are biases.
         """
         for field, needed, given in (
             ("item_vectors", self.config.content_size, item_vectors),
@@ -211,8 +213,8 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
             ValueError: a surface that is there already, or named twice.
         """
         self.config.surfaces = more_names("surfaces", self.config.surfaces, names)
-        for part in (self.event_embedding, self.outcome_head):
-            if part.surfaces is not None:
+        for part in (self.event_embedding, self.outcome_head, self.outcome_head.bias):
+            if part is not None and part.surfaces is not None:
                 part.surfaces = append_rows(part.surfaces, len(names))
 
     def add_outcomes(self, names: Sequence[str], negative: bool = False) -> None:
@@ -231,11 +233,9 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         self.config.outcomes = more_names("outcomes", self.config.outcomes, names)
         if negative:
             self.config.negative_outcomes = [*(self.config.negative_outcomes or []), *names]
-        events, head = self.event_embedding, self.outcome_head
-        if events.outcomes is not None:
-            events.outcomes = append_rows(events.outcomes, len(names))
-        if head.outcomes is not None:
-            head.outcomes = append_rows(head.outcomes, len(names))
+        for part in (self.event_embedding, self.outcome_head, self.outcome_head.bias):
+            if part is not None and part.outcomes is not None:
+                part.outcomes = append_rows(part.outcomes, len(names))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -385,13 +385,10 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
         index = positions[..., None].expand(-1, -1, hidden_states.shape[-1])
         last = timestamps.gather(1, positions)
         gaps = (target_timestamps - last).clamp(min=0).where((target_timestamps >= 0) & (last >= 0), -1)
-        users = self.outcome_head(
+        return self.outcome_head(
             hidden_states.gather(1, index), surfaces, outcomes, target_timestamps, gaps, offsets, features, pooled,
             ages,
         )  # fmt: skip
-        if self.config.similarity == "cosine":
-            return nn.functional.normalize(users, dim=-1)
-        return torch.cat([users, torch.ones_like(users[..., :1])], -1)
 
     def _loss(
         self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, times: Tensor, items: Tensor,

@@ -33,7 +33,7 @@ class MMRRanker:
         catalogue = ranker.tokenizer.catalogue
         if item_vectors is None and catalogue.content_size:
             item_vectors = catalogue.vectors(np.arange(len(catalogue)))
-        if item_vectors is None:  # without a dot product's last dimension, the item's bias
+        if item_vectors is None:  # without a dot product's last dimensions, the item's biases
             item_vectors = ranker.items[:, : ranker.model.config.hidden_size].numpy()
         self.ranker, self.trade_off, self.candidates, self.item_vectors = ranker, trade_off, candidates, item_vectors
 

@@ -193,7 +193,9 @@ def encoder_fingerprint(model: PinRecModel) -> str:
 
 
 NAME_TABLES = tuple(
-    f"{part}.{names}.weight" for part in ("event_embedding", "outcome_head") for names in ("surfaces", "outcomes")
+    f"{part}.{names}.weight"
+    for part in ("event_embedding", "outcome_head", "outcome_head.bias")
+    for names in ("surfaces", "outcomes")
 )
 """What grows with `add_surfaces` and `add_outcomes`."""
 

@@ -34,8 +34,8 @@ def export_parquet(
 
     A user has one vector for each step and outcome of the request's budget: columns `request` (int64, the row of the
     users' files), `user_id`, `outcome` (null = unspecified), `step` (int32), `share` (float64, of the slots) and
-    `embedding`. Items rank by inner product; under a dot product the last dimension is the item's bias, and 1 in every
-    user's vector.
+    `embedding`. Items rank by inner product; under a dot product the last dimensions are the
+    item's biases, and in a user's vector what the request's surface and outcome make of them.
     `export.json` says so, with the fingerprints of the encoder and the catalogue that made them.
 
     Args:

@@ -330,7 +330,7 @@ class PinRecRetriever:
         """
         written = []
         for by in self.generate(requests):
-            # the last dimension of a dot product's embedding is the constant that meets the item bias
+            # the last dimensions of a dot product's embedding are what meets the item's biases
             directions = by.embeddings[:, : self.model.config.hidden_size]
             kept, weights = merge_similar(directions, by.weights, by.outcomes, similar)
             parts = {name: getattr(by, name)[kept] for name in ("embeddings", "outcomes", "steps", "offsets")}

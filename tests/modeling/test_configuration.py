@@ -61,7 +61,7 @@ def test_presets():
 def test_derived_fields():
     config = PinRecConfig(hidden_size=32, outcomes=["save", "hide", "click"], negative_outcomes=["hide"])
     assert config.positive_outcomes == ["save", "click"]
-    assert (config.embedding_size, config.intermediate_size) == (33, 128)
+    assert (config.embedding_size, config.intermediate_size) == (32 + 1 + 3, 128)
     assert PinRecConfig(hidden_size=32, similarity="cosine").embedding_size == 32
     assert config.signals == ["surface", "outcome", "time", "context"]
     assert PinRecConfig(signals=[]).signals == []

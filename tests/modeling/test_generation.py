@@ -57,9 +57,7 @@ def test_steps_are_the_history_with_what_was_fed_back(make_model, tokenizer, req
         )
         # in turns by budget: .7, then 1.4 - 1 = .4 against .6, then 2.1 - 1 = 1.1 against -.1
         fed_outcomes = ["save", "click", "save"]
-        taken = [
-            FIRST_ITEM + row for row in tokenizer.catalogue.rows(request["history"].get("item_id", [])) if row >= 0
-        ]
+        taken = known_codes(tokenizer, request)
         asked = batch_of(tokenizer, [request])
         for step in range(4):
             codes = torch.tensor([[tokenizer.outcome_code(name) for name in BUDGET]])

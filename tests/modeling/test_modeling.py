@@ -50,13 +50,13 @@ def test_outputs(model, tokenizer, training_batch):
     rows, length = training_batch["event_items"].shape
     targets = training_batch["labels"].shape[1]
     assert output.last_hidden_state.shape == (rows, length, 32)
-    assert output.embeddings.shape == (rows, targets, 33)
-    assert (output.embeddings[..., -1] == 1).all()  # what the items' bias is multiplied by
+    assert output.embeddings.shape == (rows, targets, 39)
+    assert (output.embeddings[..., 32] == 1).all()  # what the bias that an item has for all is multiplied by
     assert output.loss.shape == ()
     assert output.loss > 0
     assert output.hidden_states is output.attentions is output.cache is None
-    assert model.get_item_features(**items_of(training_batch)).shape == (len(training_batch["item_ids"]), 33)
-    assert encode_items(model, tokenizer).shape == (60, 33)
+    assert model.get_item_features(**items_of(training_batch)).shape == (len(training_batch["item_ids"]), 39)
+    assert encode_items(model, tokenizer).shape == (60, 39)
 
 
 def items_of(batch) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_no_target_gives_no_nan(model, training_batch):
     none = {name: training_batch[name][:, :0] for name in (*TARGETS, "labels", "label_weights", "label_timestamps")}
     output = model(**{**training_batch, **none})
     assert output.loss == 0
-    assert output.embeddings.shape == (6, 0, 33)
+    assert output.embeddings.shape == (6, 0, 39)
 
 
 # -- however it is run ------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_padding_side_and_neighbours_do_not_matter(any_model, tokenizer, request
     right = copy.copy(tokenizer)
     right.padding_side = "right"
     expected = encode_requests(any_model, tokenizer, requests_example, outcomes=[None, "save", "click"])
-    assert expected.shape == (5, 3, 33)
+    assert expected.shape == (5, 3, 39)
     assert np.abs(np.diff(expected, axis=1)).max() > 0.01
     for tok in (tokenizer, right):
         alone = [

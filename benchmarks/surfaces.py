@@ -274,11 +274,21 @@ def hidden_time(requests: Requests) -> Requests:
 
 
 def worlds() -> None:
+    """The worlds of the plan, one after the other; what is known so far is recorded after each."""
     plan = PLAN["worlds"]
-    found = {seed: run_world("default", seed) for seed in plan["seeds"]}
-    null = {kind: run_world(kind, plan["seeds"][0]) for kind in plan["null"]}
-    write_json(RESULTS / "worlds.json", {"default": found, "null": null})
-    needed = len(found) - 1
+    found: dict[int, dict[str, Any]] = {}
+    null: dict[str, dict[str, Any]] = {}
+    for seed in plan["seeds"]:
+        found[seed] = run_world("default", seed)
+        for kind in plan["null"] if seed == plan["seeds"][0] else ():
+            null[kind] = run_world(kind, seed)
+        write_json(RESULTS / "worlds.json", {"default": found, "null": null})
+        record("surfaces", world_rows(found, null, plan["needed"]), list(found))
+        write_ablations()
+
+
+def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]], needed: int) -> list[dict[str, Any]]:
+    """A row a claim about the simulated worlds, from those that have been measured."""
 
     def holding(*path: str) -> dict[str, Any]:
         """A relative gain in every world: how many have their interval above 0."""
@@ -343,7 +353,7 @@ def worlds() -> None:
             reached >= needed,
         )
     )
-    record("surfaces", rows, plan["seeds"])
+    return rows
 
 
 def dial_row(dials: Mapping[int, Mapping[str, list[list[float]]]], needed: int) -> dict[str, Any]:

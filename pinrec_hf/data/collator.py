@@ -1,5 +1,6 @@
 """Windows to training batches: which event predicts which, under which condition, against which negatives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ IGNORED_LABEL = -100
 
 
 @dataclass
-class TargetCollator:
+class TargetCollator(ABC):
     """Windows and their targets to batches; what becomes a target is said by `PretrainingCollator` and by
     `FinetuningCollator`.
 
@@ -105,9 +106,9 @@ class TargetCollator:
             row[: len(there)][there] = np.searchsorted(ids, target["hard_items"])
         return torch.from_numpy(rows)
 
+    @abstractmethod
     def _targets(self, window: EncodedRow) -> EncodedRow:
         """A window's targets; `events` is the place of the event before each, the start event being 0."""
-        raise NotImplementedError
 
     def _with_choices(self, window: EncodedRow, targets: EncodedRow) -> EncodedRow:
         """Targets with what is drawn for them: the one outcome that is named, whether the request's time is hidden,

@@ -263,6 +263,7 @@ class OutcomeHead(nn.Module):
             shifts = torch.arange(MAX_REQUEST_FEATURES, device=features.device) * REQUEST_FEATURE_BITS
             codes = (features[..., None] >> shifts) & ((1 << REQUEST_FEATURE_BITS) - 1)
             conditions.append(self.features(codes).sum(-2))
+        hidden = self.dropout(hidden)
         mixed = hidden + self.scale * sum(conditions)
         if self.pool is not None:
             pooled = self.dropout(self.pool(mixed, keys_and_values, ages))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from ablations import write_ablations
+from apart import OwnHistory, one_surface
 from runs import (
     RESULTS,
     RUNS,
@@ -35,7 +36,7 @@ from worlds import BySurface, Slots, run_world, step_spread
 
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
 from pinrec_hf.evaluation.frontier import MMRRanker
-from pinrec_hf.evaluation.protocol import Requests, load_requests
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.retrieval.pretrained import load_pretrained
 from pinrec_hf.retrieval.retriever import PinRecRetriever
@@ -61,8 +62,8 @@ def row(claim: str, target: str, value: Any, met: bool) -> dict[str, Any]:
 
 
 def kuairand() -> None:
-    """Without a condition; finetuned per surface."""
-    plan, seeds = PLAN["kuairand"], RETRIEVAL["kuairand"]["seeds"]
+    """Without a condition; finetuned per surface; a model a surface."""
+    plan, seeds = PLAN["kuairand"], PLAN["kuairand"]["seeds"]
     models = chosen_models("kuairand", seeds)
     data = prepared("kuairand", RETRIEVAL["kuairand"]["folder"])
     requests = load_requests(data, "test", load_pretrained(models[0])[1].catalogue)
@@ -120,7 +121,41 @@ def kuairand() -> None:
                 found["percent"] >= 2 and found["low"] > 0,
             )
         )
+    rows.append(apart_row(models, requests, data, trial, seeds))
     record("surfaces", rows, seeds)
+
+
+def apart_row(models: Sequence[Path], requests: Requests, data: Path, trial: Mapping[str, Any],
+              seeds: Sequence[int]) -> dict[str, Any]:  # fmt: skip
+    """One model for all surfaces against one a surface, trained as long on its surface's events."""
+    main, *others = surfaces = PLAN["kuairand"]["surfaces"]
+    alone = []
+    for seed in seeds:
+        rankers = {}
+        for surface in surfaces:
+            own = one_surface(data, surface, data.with_name(f"data-{surface}"))
+            folder = RUNS / "kuairand" / f"pinrec-apart-{surface}-{seed}"
+            rankers[surface] = OwnHistory(
+                *load_pretrained(pretrained(folder, "pinrec", RETRIEVAL["kuairand"], own, trial, seed))
+            )
+        alone.append(rankers)
+    value = {}
+    for name, kept in (("all but the main feed", others), ("the main feed", [main])):
+        some = only_surfaces(requests, *kept)
+        tokenizer = load_pretrained(models[0])[1]
+        pair = [
+            [evaluate(ranker, some, tokenizer.catalogue, name="", progress=False) for ranker in rankers]
+            for rankers in ([ModelRanker(*load_pretrained(m)) for m in models], [BySurface(r) for r in alone])
+        ]
+        comparison = compare(*pair)
+        value[name] = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
+    pooled, feed = (value[name]["recall@50"] for name in value)
+    return row(
+        "KuaiRand: one model for all surfaces against one a surface, same total budget",
+        "R@50 >= +20 % pooled over all tabs but the main feed, at least equal there",
+        value,
+        pooled["percent"] >= 20 and pooled["low"] > 0 and feed["percent"] >= 0,
+    )
 
 
 def finetuned(base: Path, data: Path, requests: Requests, variant: str, negatives: bool, seed: int) -> Evaluation:
@@ -315,6 +350,15 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
                 f"simulator: finetuned per surface over {peer}, recall@10", f"above 0 in >= {needed} worlds", value, met
             )
         )
+    apart = {s: holding("finetuning", "adapters against apart", s) for s in ("all", "homefeed", "search", "related")}
+    rows.append(
+        row(
+            "simulator: one model with three adapters against three trained apart",
+            "at least as good on each surface",
+            apart,
+            all(figures["mean percent"] >= 0 for figures in apart.values()),
+        )
+    )
     beyond = {seed: world["outcomes"]["beyond popularity"] for seed, world in found.items()}
     one_taste = null["one_taste"]["outcomes"]["beyond popularity"]
     above = sum(b["low"] > 0 for b in beyond.values())

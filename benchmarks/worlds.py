@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apart import OwnHistory, one_surface
 from peft import PeftModel
 from runs import RUNS, gain, read_plan, write_json
 
@@ -152,6 +153,9 @@ class World:
         )
         return output
 
+    def only(self, surface: str) -> Path:
+        return one_surface(self.data, surface, self.folder / f"data-{surface}")
+
     def pretrained(self, architecture: str, data: Path) -> tuple[PinRecModel, PinRecTokenizer]:
         data_args = DataArguments(data=str(data))
         model_args = ModelArguments(architecture=architecture, config_overrides=json.dumps(PLAN["config"]))
@@ -202,15 +206,17 @@ class World:
         return {**found, **{name: section() for name, section in sections.items()}}
 
     def finetuning(self) -> dict[str, Any]:
-        """Per surface against the pretrained model, and against all-surface finetuning with equal updates."""
+        """Per surface against pretraining, all-surface finetuning with equal updates, and models trained apart."""
         full = self.measured(BySurface({s: self.finetuned(s, lora=False) for s in SURFACES}))
         lora = self.measured(BySurface({s: self.finetuned(s, lora=True) for s in SURFACES}))
         together = self.measured(self.finetuned(None, lora=False))
+        apart = self.measured(BySurface({s: OwnHistory(*self.pretrained("pinrec", self.only(s))) for s in SURFACES}))
         pairs = {
             "full against pretrained": (full, self.base),
             "full against all-surface": (full, together),
             "adapters against pretrained": (lora, self.base),
             "adapters against all-surface": (lora, together),
+            "adapters against apart": (lora, apart),
         }
         return {
             name: {

@@ -428,7 +428,8 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
             queries, items[targets], pool, log_weights, members(own, pool_ids, part), row, times[valid], availability,
             weights, hard,
         )  # fmt: skip
-        return loss / (valid.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        count = valid.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return loss / count.clamp(min=1)  # a batch may hold no target at all
 
 
 __all__ = ["PinRecModel", "PinRecModelOutput", "PinRecPreTrainedModel"]

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from pinrec_hf.data.collator import FinetuningCollator
 from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.data.views import ViewDataset, encode_views
-from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surface
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
 from pinrec_hf.hub.adapters import ADAPTED, save_surface_adapter
 from pinrec_hf.modeling.generation_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
@@ -138,7 +138,7 @@ def validation_requests(data_args: DataArguments, args: FinetuningArguments, tok
     requests = load_requests(
         data_args.data, "validation", tokenizer.catalogue, max_users=data_args.validation_users, seed=0
     )
-    return requests if args.surface is None else only_surface(requests, args.surface)
+    return requests if args.surface is None else only_surfaces(requests, args.surface)
 
 
 def train(

@@ -239,16 +239,16 @@ def requests_from_rows(
     )
 
 
-def only_surface(requests: Requests, surface: str) -> Requests:
-    """The requests and targets of one surface.
+def only_surfaces(requests: Requests, *surfaces: str) -> Requests:
+    """The requests and targets of these surfaces.
 
     Raises:
         ValueError: there are none.
     """
-    kept = np.array([name == surface for name in requests.surface], bool)
+    kept = np.array([name in surfaces for name in requests.surface], bool)
     which, request_index = np.unique(requests.request_index[kept], return_inverse=True)
     if not len(which):
-        raise ValueError(f"split {requests.split!r} has no targets on surface {surface!r}")
+        raise ValueError(f"split {requests.split!r} has no targets on surface {' or '.join(map(repr, surfaces))}")
     places = np.flatnonzero(kept)
     return replace(
         requests,
@@ -256,7 +256,7 @@ def only_surface(requests: Requests, surface: str) -> Requests:
         request_index=request_index,
         item_row=requests.item_row[kept],
         user=requests.user[kept],
-        surface=[surface] * len(places),
+        surface=[requests.surface[i] for i in places.tolist()],
         outcomes=[requests.outcomes[i] for i in places.tolist()],
         history_length=requests.history_length[kept],
     )

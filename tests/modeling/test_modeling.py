@@ -86,7 +86,9 @@ def test_loss_is_the_mean_over_targets(model, training_batch):
 
 def test_no_target_gives_no_nan(model, training_batch):
     training_batch["labels"] = torch.full_like(training_batch["labels"], -100)
-    assert all(not grad.any() for grad in gradients(model, training_batch)[1].values())
+    for count in (None, 0):  # alone, and as the Trainer counts
+        found = gradients(model, {**training_batch, "num_items_in_batch": count})[1]
+        assert all(not grad.any() for grad in found.values())
     none = {name: training_batch[name][:, :0] for name in (*TARGETS, "labels", "label_weights", "label_timestamps")}
     output = model(**{**training_batch, **none})
     assert output.loss == 0

@@ -11,7 +11,6 @@ Source: PinRec, arXiv 2504.10507 (v7, sections 3 and 4); time encoding from Pinn
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +25,12 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_pinrec import (
-    FIRST_ITEM,
-    PinRecConfig,
-    more_names,
-)
-from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding, append_rows
+from .configuration_pinrec import FIRST_ITEM, PinRecConfig
+from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
 from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import ConditionBias, OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
 from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
+from .vocabulary_pinrec import PinRecVocabulary
 
 
 @dataclass
@@ -116,7 +112,7 @@ class PinRecPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_temperature, math.log(0.05))
 
 
-class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
+class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
     """The whole model: item encoder, event embedding, backbone and outcome head.
 
     A batch carries a table of its distinct items (`item_ids` and what the catalogue knows of them) and, for each
@@ -203,39 +199,6 @@ class PinRecModel(PinRecGeneration, PinRecPreTrainedModel):
     def get_user_features(self, **batch: Any) -> Tensor:
         """User embeddings `(batch, targets, embedding_size)` of what `PinRecTokenizer` made of requests."""
         return self(**batch).embeddings
-
-    def add_surfaces(self, names: Sequence[str]) -> None:
-        """Surfaces that pretraining did not know, each beginning as a copy of the unknown one.
-
-        Old answers keep their bits; call `tokenizer.add_surfaces` with the same names, and finetune.
-
-        Raises:
-            ValueError: a surface that is there already, or named twice.
-        """
-        self.config.surfaces = more_names("surfaces", self.config.surfaces, names)
-        for part in (self.event_embedding, self.outcome_head, self.outcome_head.bias):
-            if part is not None and part.surfaces is not None:
-                part.surfaces = append_rows(part.surfaces, len(names))
-
-    def add_outcomes(self, names: Sequence[str], negative: bool = False) -> None:
-        """Outcomes that pretraining did not know, each beginning as a copy of the unknown one (in events) and of the
-        unspecified one (in requests).
-
-        Old answers keep their bits; call `tokenizer.add_outcomes` with the same arguments, and finetune.
-
-        Args:
-            names (`list[str]`)
-            negative (`bool`): whether they are inputs only, as `hide` is.
-
-        Raises:
-            ValueError: an outcome that is there already or named twice, or more than 62 in all.
-        """
-        self.config.outcomes = more_names("outcomes", self.config.outcomes, names)
-        if negative:
-            self.config.negative_outcomes = [*(self.config.negative_outcomes or []), *names]
-        for part in (self.event_embedding, self.outcome_head, self.outcome_head.bias):
-            if part is not None and part.outcomes is not None:
-                part.outcomes = append_rows(part.outcomes, len(names))
 
     @merge_with_config_defaults
     @capture_outputs

@@ -100,7 +100,7 @@ def test_the_folder_holds_the_code_and_nothing_pickled(saved):
         "catalogue.safetensors", "catalogue_columns_pinrec.py", "catalogue_pinrec.py", "config.json",
         "configuration_pinrec.py", "embedding_pinrec.py", "events_pinrec.py", "generation_pinrec.py",
         "layers_pinrec.py", "loss_pinrec.py", "model.safetensors", "modeling_pinrec.py", "queries.safetensors",
-        "tokenization_pinrec.py", "tokenizer_config.json",
+        "tokenization_pinrec.py", "tokenizer_config.json", "vocabulary_pinrec.py",
     ]  # fmt: skip
     auto_map = json.loads((saved / "model" / "config.json").read_text())["auto_map"]
     assert auto_map == {"AutoConfig": "configuration_pinrec.PinRecConfig", "AutoModel": "modeling_pinrec.PinRecModel"}

@@ -32,6 +32,7 @@ from runs import (
     run_script,
     write_json,
 )
+from world_rows import row, world_rows
 from worlds import BySurface, Slots, run_world, step_spread
 
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
@@ -52,10 +53,6 @@ def chosen_models(name: str, seeds: Sequence[int]) -> list[Path]:
     return [
         pretrained(RUNS / name / f"pinrec-{trial['name']}-{seed}", "pinrec", plan, data, trial, seed) for seed in seeds
     ]
-
-
-def row(claim: str, target: str, value: Any, met: bool) -> dict[str, Any]:
-    return {"claim": claim, "target": target, "value": value, "met": bool(met)}
 
 
 # -- KuaiRand: conditions, finetuning --------------------------------------------------------------------------------
@@ -320,109 +317,6 @@ def worlds() -> None:
         write_json(RESULTS / "worlds.json", {"default": found, "null": null})
         record("surfaces", world_rows(found, null, plan["needed"]), list(found))
         write_ablations()
-
-
-def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]], needed: int) -> list[dict[str, Any]]:
-    """A row a claim about the simulated worlds, from those that have been measured."""
-
-    def holding(*path: str) -> dict[str, Any]:
-        """A relative gain in every world: how many have their interval above 0."""
-        gains = {seed: at(world, *path) for seed, world in found.items()}
-        known = [gain for gain in gains.values() if gain["percent"] is not None]
-        return {
-            "worlds above 0": sum(gain["low"] > 0 for gain in known),
-            "mean percent": float(np.mean([gain["percent"] for gain in known])) if known else None,
-            "worlds": gains,
-        }
-
-    rows = []
-    for peer in ("pretrained", "all-surface"):
-        value: dict[str, Any] = {
-            kind: holding("finetuning", f"{kind} against {peer}", "all") for kind in ("full", "adapters")
-        }
-        value["identical surfaces"] = at(null["identical_surfaces"], "finetuning", f"full against {peer}", "all")
-        met = max(value[kind]["worlds above 0"] for kind in ("full", "adapters")) >= needed
-        if peer == "all-surface":
-            gone = null["identical_surfaces"]["finetuning"]["full against all-surface"]["all"]
-            met = met and gone["low"] >= -2 and gone["high"] <= 2
-        rows.append(
-            row(
-                f"simulator: finetuned per surface over {peer}, recall@10", f"above 0 in >= {needed} worlds", value, met
-            )
-        )
-    apart = {s: holding("finetuning", "adapters against apart", s) for s in ("all", "homefeed", "search", "related")}
-    rows.append(
-        row(
-            "simulator: one model with three adapters against three trained apart",
-            "at least as good on each surface",
-            apart,
-            all(figures["mean percent"] >= 0 for figures in apart.values()),
-        )
-    )
-    beyond = {seed: world["outcomes"]["beyond popularity"] for seed, world in found.items()}
-    one_taste = null["one_taste"]["outcomes"]["beyond popularity"]
-    above = sum(b["low"] > 0 for b in beyond.values())
-    rows.append(
-        row(
-            "simulator: outcome control beyond popularity's, condition x outcome at equal slots",
-            f"diagonal above 0 in >= {needed} worlds; gone in the world of one taste",
-            {"worlds above 0": above, "worlds": beyond, "one taste": one_taste},
-            above >= needed and one_taste["low"] <= 0,
-        )
-    )
-    dials = {seed: world["online"]["dial: saves and clicks a request"] for seed, world in found.items()}
-    rows.append(dial_row(dials, needed))
-    several = {f"over {peer}": holding("steps", f"against {peer}") for peer in ("one", "one + MMR", "noise copies")}
-    gone = null["no_drift"]["steps"]["against one"]
-    rows.append(
-        row(
-            "simulator: several steps against one, next 10 positives, equal total slots",
-            f"above 0 in >= {needed} worlds; gone without drift",
-            {**several, "no drift": gone},
-            all(v["worlds above 0"] >= needed for v in several.values()) and gone["low"] <= 0,
-        )
-    )
-    search = holding("online", "saves against two-tower", "search")
-    reached = sum(g["percent"] >= 4 and g["low"] > 0 for g in search["worlds"].values())
-    rows.append(
-        row(
-            "simulator: search saves, PinRec against two-tower, online test",
-            f">= +4 % in >= {needed} worlds",
-            {**search, "all surfaces": holding("online", "saves against two-tower", "all"), "worlds at +4 %": reached},
-            reached >= needed,
-        )
-    )
-    return rows
-
-
-def dial_row(dials: Mapping[int, Mapping[str, list[list[float]]]], needed: int) -> dict[str, Any]:
-    """True saves rise and clicks fall at every step; what a click given up buys in saves, against the other dials."""
-    monotone, prices = [], []
-    for dial in dials.values():
-        saves, clicks = np.array(dial["pinrec"]).T
-        monotone.append(bool((np.diff(saves) > 0).all() and (np.diff(clicks) < 0).all()))
-        prices.append({name: saves_a_click(curve) for name, curve in dial.items()})
-    known = [{name: -np.inf if price is None else price for name, price in each.items()} for each in prices]
-    better = [p["pinrec"] > max(p["popularity"], p["two-tower"]) for p in known]
-    return row(
-        "simulator: budget moved from all-click to all-save in 5 steps",
-        f"saves rise and clicks fall at every step, more saves a click lost than other dials, in >= {needed} worlds",
-        {"monotone": monotone, "saves gained per click lost": prices, "worlds": dials},
-        sum(m and b for m, b in zip(monotone, better, strict=True)) >= needed,
-    )
-
-
-def saves_a_click(curve: Sequence[Sequence[float]]) -> float | None:
-    """Saves that the whole turn of a dial gains per click that it loses; None where it loses no click."""
-    (saves_before, clicks_before), (saves_after, clicks_after) = curve[0], curve[-1]
-    lost = clicks_before - clicks_after
-    return (saves_after - saves_before) / lost if lost > 0 else None
-
-
-def at(figures: Any, *path: str) -> Any:
-    for name in path:
-        figures = figures[name]
-    return figures
 
 
 ROWS = {"kuairand": kuairand, "outcomes": outcomes, "steps": steps, "worlds": worlds}

@@ -3,13 +3,16 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public clean
+.PHONY: demo test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
 
 test: .venv/test            ## all tests but the slow ones, with coverage
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not e2e" --cov --cov-report=term
+
+test-e2e: .venv/test        ## every snippet of README and docs, as a reader runs it
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m e2e
 
 test-all: .venv/test        ## the slow ones too
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -1,9 +1,13 @@
-"""A small prepared log of three surfaces, with a tokenizer and a tiny model of it."""
+"""A small prepared log of three surfaces, with a tokenizer and a tiny model of it; a Hub on loopback."""
 
 import atexit
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import urllib.request
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -215,3 +219,55 @@ def requests_example() -> list[dict[str, Any]]:
             "timestamp": now,
         },
     ]
+
+
+class Loopback:
+    """A Hub on loopback (`tests/hub/loopback.py`), and clients in processes of their own, online to it alone."""
+
+    def __init__(self, port: int, homes: Path) -> None:
+        self.url, self.homes = f"http://127.0.0.1:{port}", homes
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url + path) as answer:
+            return json.load(answer)
+
+    def files(self, repo: str, revision: str = "main") -> dict[str, int]:
+        """Path and size of all that a repo holds, but for what its creation put there."""
+        kind = "datasets" if repo.startswith("datasets/") else "models"
+        entries = self.get(f"/api/{kind}/{repo.removeprefix('datasets/')}/tree/{revision}")
+        return {entry["path"]: entry["size"] for entry in entries if entry["path"] != ".gitattributes"}
+
+    def accident(self, **what: list) -> None:
+        """See `Hub` in loopback.py; also forgets the requests that were made so far."""
+        urllib.request.urlopen(f"{self.url}/test/accident", json.dumps(what).encode()).close()
+
+    def environment(self, home: str, offline: bool = False) -> dict[str, str]:
+        """What a client's process runs with."""
+        return {
+            **os.environ,
+            "HF_HOME": str(self.homes / home),
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": str(int(offline)),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": "hf_loopback",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+
+    def client(self, script: str, *args: object, home: str, offline: bool = False):
+        """Run a script; returns what it prints last, as JSON. `home` names its cache, empty at first."""
+        words = [sys.executable, "-c", script, *map(str, args)]
+        environment = self.environment(home, offline)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory):
+    command = [sys.executable, str(Path(__file__).parent / "hub" / "loopback.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield Loopback(int(server.stdout.readline()), tmp_path_factory.mktemp("homes"))
+        finally:
+            server.terminate()

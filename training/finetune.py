@@ -208,7 +208,7 @@ def save(trainer: PinRecTrainer, run: Finetuning, args: FinetuningArguments, dat
         save_model(model, run.tokenizer, output)
         if (run.base / "items.parquet").is_file():
             shutil.copyfile(run.base / "items.parquet", output / "items.parquet")
-        shutil.copyfile(Path(data) / "metadata.json", output / "data.json")
+    shutil.copyfile(Path(data) / "metadata.json", output / "data.json")
     trainer.state.save_to_json(str(output / "trainer_state.json"))
 
 

@@ -28,7 +28,7 @@ MODEL = (
     "data.json",
     "*_pinrec.py",  # the code for trust_remote_code
 )
-ADAPTER = (CARD, *PICTURES, "adapter_config.json", "adapter_model.safetensors", SURFACE_CONFIG)
+ADAPTER = (CARD, *PICTURES, "adapter_config.json", "adapter_model.safetensors", SURFACE_CONFIG, "data.json")
 DATASET = (
     CARD,
     "metadata.json",

@@ -2,6 +2,8 @@
 
     make benchmark-public                                 # MovieLens-1M, Amazon Beauty and Sports; resumable
     make benchmark-public ROW=ml1m MINUTES=5              # a quick check: one set, training stopped by the clock
+    make benchmark-public ROW=cold                        # items of Sports that training never saw
+    make benchmark-public ROW=peers                       # RecTools and a GPT-2 beside PinRec, by minutes of training
     python benchmarks/public_sets.py --interactions FILE --items FILE      # any leave-one-out file, with the defaults
 
 Settings lie in benchmarks/public.yaml; they were chosen on the validation item (docs/experiments.md). The test item is
@@ -17,7 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from runs import RUNS, measured, public_data, read_plan, record, run_script
+from cold_items import measure as measure_cold_items
+from public_peers import draw, measure_peers, measure_pinrec
+from runs import RESULTS, ROOT, RUNS, measured, public_data, read_plan, record, run_script
 
 from pinrec_hf.data.embed import embed_texts
 from pinrec_hf.data.prepare import prepare
@@ -124,6 +128,57 @@ def row(name: str, minutes: float | None, times: list[str]) -> None:
         }], seeds)  # fmt: skip
 
 
+def cold_row(minutes: float | None) -> None:
+    """Items of a set that training did not see; records the claim."""
+    plan = PLAN["cold"]
+    public = PUBLIC_SETS[plan["set"]]
+    log, items = public.load(public_data() / PLAN[plan["set"]]["folder"])
+    assert items is not None
+    data = prepared(plan["set"], log, items, name=plan["set"], license=public.license)
+    seed = plan["seeds"][0]
+    minutes = plan["minutes"] if minutes is None else minutes
+    for found in measure_cold_items(log, data, plan, seed, minutes):
+        checked = found[plan["checked"]]
+        record("public", [{
+            "claim": f"{plan['title']}: recall@10 of withheld items among all items",
+            "target": f"above content neighbours, >= {plan['of_warm']} of warm recall, warm recall not hurt by them",
+            "value": {"minutes": minutes, **found},
+            "met": checked["cold, minus content neighbours"]["low"] > 0
+            and checked["cold over warm"] >= plan["of_warm"]
+            and checked["warm, index with them minus without"]["high"] >= 0,
+        }], [seed])  # fmt: skip
+
+
+def peers_row() -> None:
+    """Peers, and PinRec where its titles were embedded, by minutes of training; one row and one panel a set."""
+    plan = PLAN["peers"]
+    curves = "recall@10 by minutes of training on one core"
+    for name, of_set in plan["sets"].items():
+        public, title = PUBLIC_SETS[name], PLAN[name]["title"]
+        log, items = public.load(public_data() / PLAN[name]["folder"])
+        assert items is not None
+        ids = prepared(f"{name}-ids", log, items.select(["item_id"]), name=name, license=public.license)
+        found = measure_peers(ids, of_set["systems"], of_set["minutes"])
+        record("public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": False}], [0])
+        data = prepared(name, log, items, name=name, license=public.license)
+        mine = measure_pinrec(data, PLAN[name], of_set["minutes"], plan["seeds"][0])
+        record("public", [{"claim": f"{title}: PinRec, {curves}", "target": "none", "value": mine, "met": False}], [0])
+    draw_curves()
+
+
+def draw_curves() -> None:
+    """docs/public-curves.png, of the rows that are there."""
+    rows = {row["claim"]: row["value"] for row in json.loads((RESULTS / "public.json").read_text())}
+    panels: dict[str, dict[str, Any]] = {}
+    for claim, value in rows.items():
+        title, _, what = claim.partition(": ")
+        if what.startswith("peers, "):
+            panels.setdefault(title, {}).update(value)
+        if what.startswith("PinRec, "):
+            panels.setdefault(title, {})["pinrec"] = value
+    draw(panels, ROOT / "docs" / "public-curves.png")
+
+
 def any_file(interactions: str, items: str, time_unit: str | None, minutes: float | None, times: list[str]) -> None:
     """A leave-one-out file of somebody's, in the columns of the data contract, with the defaults."""
     name = Path(interactions).stem
@@ -150,7 +205,12 @@ def main() -> None:
     if not public_data().is_dir():
         sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")
     for name in args.row or PLAN:
-        row(name, args.minutes, times)
+        if name == "cold":
+            cold_row(args.minutes)
+        elif name == "peers":
+            peers_row()
+        else:
+            row(name, args.minutes, times)
 
 
 if __name__ == "__main__":

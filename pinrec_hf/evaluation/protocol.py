@@ -246,9 +246,18 @@ def only_surfaces(requests: Requests, *surfaces: str) -> Requests:
         ValueError: there are none.
     """
     kept = np.array([name in surfaces for name in requests.surface], bool)
-    which, request_index = np.unique(requests.request_index[kept], return_inverse=True)
-    if not len(which):
+    if not kept.any():
         raise ValueError(f"split {requests.split!r} has no targets on surface {' or '.join(map(repr, surfaces))}")
+    return only_targets(requests, kept)
+
+
+def only_targets(requests: Requests, kept: np.ndarray) -> Requests:
+    """Some of the targets, and the requests that they are of.
+
+    Args:
+        kept: bool `(targets,)`, at least one of them True.
+    """
+    which, request_index = np.unique(requests.request_index[kept], return_inverse=True)
     places = np.flatnonzero(kept)
     return replace(
         requests,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pinrec_hf.data.dataset_folder import build_catalogue
-from pinrec_hf.evaluation.protocol import load_requests, requests_from_rows, seen_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, requests_from_rows, seen_rows
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 
@@ -264,3 +264,19 @@ def test_requests_of_a_prepared_log(tiny_data):
         times = [time for time in request["history"]["timestamp"] if time is not None]
         assert times == sorted(times)
         assert max(times, default=0) < request["timestamp"]
+
+
+def test_some_targets_keep_their_requests_and_columns():
+    history = {"item_id": ["a"], "outcomes": [["save"]], "surface": ["home"], "timestamp": [1]}
+    requests = Requests(
+        requests=[{"history": history, "user_id": name} for name in "pqr"],
+        request_index=np.array([0, 0, 1, 2]), item_row=np.array([4, 5, 6, 7]), user=np.array([0, 0, 1, 2]),
+        surface=["home", "home", "search", "home"], outcomes=[["save"], ["click"], ["save"], ["hide"]],
+        history_length=np.array([1, 2, 3, 4]), item_counts=np.zeros(8, np.int64), dropped={}, split="test",
+    )  # fmt: skip
+    some = only_targets(requests, np.array([False, True, False, True]))
+    assert [request["user_id"] for request in some.requests] == ["p", "r"]
+    assert some.request_index.tolist() == [0, 1]
+    assert some.item_row.tolist() == [5, 7]
+    assert (some.surface, some.outcomes) == (["home", "home"], [["click"], ["hide"]])
+    assert some.history_length.tolist() == [2, 4]

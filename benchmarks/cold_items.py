@@ -1,0 +1,132 @@
+"""Items that training never saw: a tenth of a public set's is withheld, then put into the index.
+
+Run by `make benchmark-public ROW=cold`. In training's histories a withheld item is the unknown item; it is neither
+target nor negative there. The catalogue then grows by it, as it does when an item is new. Three models (ids, content,
+both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed; recall is
+that of the test targets which were withheld (cold), and of the others (warm). Nothing is chosen here: test is read
+once.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from runs import run_script
+
+from pinrec_hf.data.prepare import prepare
+from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, seen_rows
+from pinrec_hf.evaluation.ranker import ModelRanker
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.pretrained import load_pretrained
+
+
+class ContentNeighbours:
+    """Ranks by cosine to the mean of the history's content vectors, each of length 1; seen items removed."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        vectors = catalogue.vectors(np.arange(len(catalogue)))
+        self.catalogue = catalogue
+        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
+        seen = [seen_rows(request, self.catalogue) for request in requests]
+        scores = np.stack([self.vectors[rows].mean(0) for rows in seen]) @ self.vectors.T
+        for score, rows in zip(scores, seen, strict=True):
+            score[rows] = -np.inf
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+        return np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
+
+
+def withheld_items(count: int, share: float, seed: int) -> np.ndarray:
+    """Which of `count` items training does not see: bool `(count,)`, exactly that share of them."""
+    withheld = np.zeros(count, bool)
+    withheld[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
+    return withheld
+
+
+def grown(catalogue: Catalogue, items: pa.Table) -> Catalogue:
+    """The catalogue with more items, its own rows where they were."""
+    columns = {name: items[column] for name, column in (("vectors", "embedding"), ("features", "features"))
+               if column in items.column_names}  # fmt: skip
+    return catalogue.append(items["item_id"].to_pylist(), **columns)
+
+
+def figures(found: Evaluation) -> dict[str, float]:
+    recall = found.metrics["recall@10"]
+    return {
+        "recall@10": recall.value, "low": recall.low, "high": recall.high,
+        "recall@50": found.metrics["recall@50"].value, "ndcg@10": found.metrics["ndcg@10"].value,
+        "targets": len(found.rank_of_target),
+    }  # fmt: skip
+
+
+def measure(log: pa.Table, data: Path, plan: Mapping[str, Any], seed: int, minutes: float) -> Iterator[dict[str, Any]]:
+    """Cold and warm figures of every model of `plan["models"]` and of the content neighbours; what is there so far.
+
+    Args:
+        log: of the set. data: its sequences dataset, with content vectors. seed: of what is withheld, and of training.
+        minutes: of training, each model.
+    """
+    items = pq.read_table(data / "items.parquet")
+    withheld = withheld_items(items.num_rows, plan["share"], seed)
+    work = data.parent / f"cold-{seed}"
+    results: dict[str, Any] = {}
+    for name, model_plan in plan["models"].items():
+        known = items.select(model_plan.get("columns", items.column_names))
+        folder = work / "-".join(["data", *model_plan.get("columns", [])])
+        if not folder.exists():
+            work.mkdir(exist_ok=True)
+            prepare(log, items=known.filter(pa.array(~withheld)), output_dir=folder, leave_one_out=True)
+        trained = run_script("pretrain", work / f"{name}-{minutes:g}-minutes", folder, seed, {
+            "config_overrides": json.dumps(model_plan.get("config", {})), "time_dropout": 1.0,
+            "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+            "max_minutes": minutes, "num_train_epochs": 1000,
+        })  # fmt: skip
+        model, tokenizer = load_pretrained(trained)
+        before, tokenizer.catalogue = tokenizer.catalogue, grown(tokenizer.catalogue, known.filter(pa.array(withheld)))
+        requests = {
+            "cold": only_targets(all_requests := load_requests(data, "test", tokenizer.catalogue),
+                                 all_requests.item_row >= len(before)),
+            "warm": only_targets(all_requests, all_requests.item_row < len(before)),
+        }  # fmt: skip
+        model.config.catalogue_fingerprint = tokenizer.catalogue.fingerprint  # its first rows are the model's own
+        measured = {group: ranked(ModelRanker(model, tokenizer, hide_time=True), requests[group], tokenizer.catalogue)
+                    for group in requests}  # fmt: skip
+        state = json.loads((trained / "trainer_state.json").read_text())
+        results[name] = {
+            **{group: figures(found) for group, found in measured.items()},
+            "cold over warm": ratio(measured["cold"], measured["warm"]),
+            "epochs": state["epoch"],
+        }
+        if name == plan["checked"]:
+            without = ModelRanker(model, tokenizer, hide_time=True)
+            without.items[len(before) :] = -np.inf  # the index before they were put into it
+            difference = compare(measured["warm"], ranked(without, requests["warm"], tokenizer.catalogue))
+            change = difference.metrics["recall@10"]
+            results[name]["warm, index with them minus without"] = {
+                "difference": change.difference, "low": change.low, "high": change.high, "without": change.b,
+            }  # fmt: skip
+            neighbours = {group: ranked(ContentNeighbours(tokenizer.catalogue), requests[group], tokenizer.catalogue)
+                          for group in requests}  # fmt: skip
+            results["content neighbours"] = {
+                **{group: figures(found) for group, found in neighbours.items()},
+                "cold over warm": ratio(neighbours["cold"], neighbours["warm"]),
+            }
+            against = compare(measured["cold"], neighbours["cold"]).metrics["recall@10"]
+            results[name]["cold, minus content neighbours"] = {
+                "difference": against.difference, "low": against.low, "high": against.high,
+            }  # fmt: skip
+        yield results
+
+
+def ranked(ranker: Any, requests: Requests, catalogue: Catalogue) -> Evaluation:
+    return evaluate(ranker, requests, catalogue, progress=False)
+
+
+def ratio(cold: Evaluation, warm: Evaluation) -> float:
+    return cold.metrics["recall@10"].value / warm.metrics["recall@10"].value

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public clean
+.PHONY: demo test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public benchmark-speed clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -35,6 +35,15 @@ benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a s
 benchmark-public: .venv/test      ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 for one of them, stopped by the clock
 	$(BIN)/python benchmarks/public_sets.py $(if $(ROW),--row $(ROW)) $(if $(MINUTES),--minutes $(MINUTES))
 
+benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md: ROW=loader for one of them, once more
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 HF_HUB_OFFLINE=1 \
+	$(BIN)/python benchmarks/speed.py $(if $(ROW),--row $(ROW) --again)
+
+.venv-peers:                      ## RecTools, which needs an older NumPy than this library
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-peers/bin/python -m pip install --quiet "rectools[torch]==0.19.*"
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -49,4 +58,4 @@ benchmark-public: .venv/test      ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 fo
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@
 
 clean:
-	rm -rf .venv demo pinrec-base pinrec-base-search
+	rm -rf .venv .venv-peers demo pinrec-base pinrec-base-search

@@ -51,6 +51,7 @@ class HashedEmbedding(nn.Module):
                 f"hash_functions={functions} must be at most {len(self.MULTIPLIERS)} and divide hidden size {size}"
             )
         self.functions, self.rows = functions, rows
+        self.sparse = False  # gradients of the rows that were read, as of `nn.Embedding`
         self.weight = nn.Parameter(torch.empty(functions * rows, size // functions))
 
     def forward(self, hashes: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class HashedEmbedding(nn.Module):
             (((hashes * multiplier) >> 32) & 0x7FFFFFFF) % self.rows + i * self.rows
             for i, multiplier in enumerate(self.MULTIPLIERS[: self.functions])
         ]
-        vectors = nn.functional.embedding(torch.stack(rows, -1), self.weight).flatten(-2)
+        vectors = nn.functional.embedding(torch.stack(rows, -1), self.weight, sparse=self.sparse).flatten(-2)
         return vectors * (hashes != 0)[..., None]
 
 

@@ -127,10 +127,10 @@ class EventEncoder:
 
     def item_codes(self, ids: Sequence[Any]) -> np.ndarray:
         """int64 item ids of the model: catalogue row + 2, 1 unknown, 0 where the id is `None`."""
-        missing = np.fromiter((i is None for i in ids), bool, len(ids))
+        missing = _missing(ids)
         codes = np.full(len(ids), NO_ITEM, np.int64)
         if not missing.all():
-            rows = self.catalogue.rows([i for i in ids if i is not None])
+            rows = self.catalogue.rows([i for i in ids if i is not None] if missing.any() else ids)
             codes[~missing] = np.where(rows < 0, UNKNOWN_ITEM, rows + FIRST_ITEM)
         return codes
 
@@ -167,7 +167,7 @@ class EventEncoder:
                 self.surface_code(name)
         surfaces = [self._surface_codes.get(name, 0) for name in flat.get("surface", nothing)]
         query_text = flat.get("query", nothing)
-        asked = np.fromiter((text is not None for text in query_text), bool, total)
+        asked = ~_missing(query_text)
         queries = np.zeros(total, np.int64)
         if asked.any():
             queries[asked] = stable_hash([text for text in query_text if text is not None])
@@ -188,10 +188,10 @@ class EventEncoder:
             "surfaces": np.array(surfaces, np.int16),
             "outcomes": outcomes,
             "timestamps": checked_times(flat.get("timestamp", nothing), "history", row),
-            "requests": np.array([-1 if r is None else r for r in flat.get("request_id", nothing)], np.int64),
-            "weights": np.array([1 if w is None else w for w in flat.get("weight", nothing)], np.float32),
+            "requests": _numbers(flat.get("request_id"), -1, total, np.int64),
+            "weights": _numbers(flat.get("weight"), 1, total, np.float32),
             "features": np.zeros(total, np.int64),
-            "positions": np.array([-1 if p is None else p for p in flat.get("position", nothing)], np.int32),
+            "positions": _numbers(flat.get("position"), -1, total, np.int32),
         }
         if self.request_features and "request_features" in flat:
             events["features"] = packed_features(flat["request_features"])
@@ -229,7 +229,7 @@ class EventEncoder:
             raise ValueError(f"outcomes {unknown} are not among this model's outcomes {self.outcomes}")
         bits = np.left_shift(np.int64(1), np.array([self._outcome_codes.get(name, 0) for name in names], np.int64))
         sets = np.fromiter((names is None for names in outcomes), np.int64, len(outcomes))
-        np.bitwise_or.at(sets, np.repeat(np.arange(len(lists)), [len(names) for names in lists]), bits)
+        np.bitwise_or.at(sets, np.repeat(np.arange(len(lists)), np.fromiter(map(len, lists), np.int64)), bits)
         return sets
 
 
@@ -263,9 +263,23 @@ def _column(history: Mapping[str, Sequence], column: str, length: int) -> Sequen
     return [None] * length if values is None else values
 
 
+def _missing(values: Sequence) -> np.ndarray:
+    """bool: which are `None`. Most columns of most requests are whole or absent, which needs no look at each value."""
+    count = values.count(None) if isinstance(values, list) else -1
+    if count in (0, len(values)):
+        return np.full(len(values), count > 0)
+    return np.fromiter((value is None for value in values), bool, len(values))
+
+
+def _numbers(values: Sequence | None, unknown: int, length: int, dtype: Any) -> np.ndarray:
+    if values is None:
+        return np.full(length, unknown, dtype)
+    return np.array([unknown if value is None else value for value in values], dtype)
+
+
 def checked_times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:
     """int64 seconds, -1 where `None`; `owner` says to which history or request (`what`) each value belongs."""
-    known = np.fromiter((t is not None for t in values), bool, len(values))
+    known = ~_missing(values)
     times = np.full(len(values), -1, np.int64)
     if known.any():
         given = np.asarray([t for t in values if t is not None])

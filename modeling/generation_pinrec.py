@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from .configuration_pinrec import FIRST_ITEM, ITEM_EVENT, NO_ITEM, UNKNOWN_ITEM, PinRecConfig
@@ -22,6 +23,11 @@ from .configuration_pinrec import FIRST_ITEM, ITEM_EVENT, NO_ITEM, UNKNOWN_ITEM,
 Budget = dict[str | None, float]
 
 ITEM_TABLE = ("item_ids", "item_vectors", "item_features", "item_hashes")
+QUERY_TABLE = ("query_hashes", "query_vectors")
+EVENTS = (
+    "event_items", "event_types", "event_queries", "surface_ids", "outcome_sets", "timestamps", "time_gaps",
+)  # fmt: skip
+"""Inputs of `forward` with an entry an event."""
 
 
 @dataclass
@@ -88,6 +94,7 @@ class PinRecGeneration(nn.Module):
         offsets: Sequence[int] = (0,),
         item_embeddings: Tensor | None = None,
         seed: int | None = None,
+        cache: Cache | None = None,
         **batch: Tensor,
     ) -> PinRecGenerateOutput:
         """Writes the embeddings of what the user acts on next, `num_steps` events ahead.
@@ -102,6 +109,8 @@ class PinRecGeneration(nn.Module):
                 in the history nor fed before is fed back; without, the embedding itself, at the mean length of the
                 history's items (a dot product's query has another length than an item).
             seed: draws the outcome that is fed back by budget; by default the outcomes take turns in proportion.
+            cache: keys and values of all but the last events of the batch, padded as it is: only those last ones are
+                computed, and added to it with what is fed back. An empty one leaves them for the next request.
             batch: what `PinRecTokenizer` makes of requests, padded on the left.
 
         Raises:
@@ -132,10 +141,13 @@ class PinRecGeneration(nn.Module):
 
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         feedback = _Feedback(self, batch, item_embeddings) if num_steps > 1 else None
-        step_batch, cache, fed_counts = {**batch, **asked}, None, torch.zeros_like(shares)
+        past = 0 if cache is None else cache.get_seq_length()
+        asked["target_positions"] = asked["target_positions"] - past
+        step_batch, fed_counts = {**_after(batch, past), **asked}, torch.zeros_like(shares)
+        use_cache = num_steps > 1 or cache is not None
         written = []
         for step in range(1, num_steps + 1):
-            output = self(**step_batch, cache=cache, use_cache=num_steps > 1)
+            output = self(**step_batch, cache=cache, use_cache=use_cache)
             written.append(output.embeddings)
             cache = output.cache
             if feedback is None or step == num_steps:
@@ -184,6 +196,19 @@ class PinRecGeneration(nn.Module):
         known = self.config.time_offsets or [0]
         if not len(offsets) or set(offsets) - set(known):
             raise ValueError(f"offsets {list(offsets)} are not among this model's time_offsets {known}")
+
+
+def _after(batch: Mapping[str, Tensor], past: int) -> dict[str, Tensor]:
+    """The batch without its first `past` events, and without the items and queries that are theirs alone."""
+    if not past:
+        return dict(batch)
+    cut = {name: value[:, past:] if name in EVENTS else value for name, value in batch.items()}
+    for events, table, always in (("event_items", ITEM_TABLE, FIRST_ITEM), ("event_queries", QUERY_TABLE, 0)):
+        first = torch.arange(always, device=cut[events].device)
+        rows, places = torch.cat([first, cut[events].flatten()]).unique(return_inverse=True)
+        cut[events] = places[always:].view_as(cut[events])
+        cut |= {name: batch[name][rows] for name in table if name in batch}
+    return cut
 
 
 class _Feedback:

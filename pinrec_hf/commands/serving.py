@@ -20,6 +20,13 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--revision", help="of a Hub repo")
     add_adapter(parser)
     parser.add_argument("--histories", metavar="WHERE", help="a SQLite file, or redis://host:port/0")
+    parser.add_argument(
+        "--history-cache",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="kept of what was computed of users' histories, 0 for nothing (default: %(default)s)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="any but a loopback needs keys (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--api-key-file", help="API keys, one a line; every call but the health checks needs one")
@@ -56,6 +63,7 @@ def serve(args: argparse.Namespace) -> None:
         from pinrec_hf.serving.server import serve as run
     except ImportError as error:
         raise ImportError(f"{error}: `pip install 'pinrec-hf[serve]'` first") from error
+    from pinrec_hf.retrieval.history_cache import HistoryCache
     from pinrec_hf.serving.guard import read_keys
     from pinrec_hf.serving.histories import open_histories
     from pinrec_hf.serving.metrics import Metrics
@@ -66,7 +74,13 @@ def serve(args: argparse.Namespace) -> None:
     log_as_json()
     metrics = Metrics()
     histories = open_histories(args.histories) if args.histories else None
-    releases = Releases(args.model, metrics, revision=args.revision, adapters=parse_adapters(args.adapter))
+    releases = Releases(
+        args.model,
+        metrics,
+        revision=args.revision,
+        adapters=parse_adapters(args.adapter),
+        computed=HistoryCache(args.history_cache << 20) if args.history_cache else None,
+    )
     app = create_app(
         releases,
         metrics,

@@ -13,6 +13,7 @@ from transformers import BatchEncoding
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.history_cache import HistoryCache, Key
 
 EVENTS_IN_CACHE = 2_048
 """Of a batch on a CPU: half the time of batches of 256 long histories (docs/serving.md)."""
@@ -110,6 +111,8 @@ def generate_requests(
     num_steps: int = 1,
     item_embeddings: torch.Tensor | None = None,
     batch_size: int = 256,
+    histories: HistoryCache | None = None,
+    fingerprint: str = "",
 ) -> list[Generated]:
     """What the model generates for requests, under their own `outcome_budget` or their surface's, at all of its time
     offsets.
@@ -117,19 +120,33 @@ def generate_requests(
     Args:
         item_embeddings: `(items, embedding_size)` on the model's device, to feed back whole items, see
             `PinRecGeneration.generate`.
+        histories: where what is computed of users' histories is found again, for requests with a `user_id`.
+        fingerprint: of weights and catalogues, see `reading_fingerprint`; with `histories`.
 
     Raises:
         ValueError: as the tokenizer and `generate`.
     """
     generated: dict[int, Generated] = {}
-    for chosen, batch in _batches(model, tokenizer, requests, num_steps, batch_size):
+    keys: list[Key | None] = [None] * len(requests)
+    known = np.zeros(len(requests), np.int64)
+    if histories is not None:
+        adapted = surface_adapters(model)
+        keys = [_history_key(request, fingerprint, adapted) for request in requests]
+        known[:] = [histories.length(key) for key in keys]
+    for chosen, batch in _batches(model, tokenizer, requests, num_steps, batch_size, known):
+        batch, cache, users = batch.to(model.device), None, [keys[i] for i in chosen]
+        if histories is not None and any(users):
+            cache = histories.open(users, batch, model.config)
         output = model.generate(
-            **batch.to(model.device),
+            **batch,
             outcome_budget=[requests[i].get("outcome_budget") for i in chosen],
             num_steps=num_steps,
             offsets=model.config.time_offsets or [0],
             item_embeddings=item_embeddings,
+            cache=cache,
         )
+        if histories is not None and cache is not None:
+            histories.keep(users, batch, cache, last=[requests[i].get("query_embedding") is None for i in chosen])
         columns = {name: output[name].cpu() for name in ("outcomes", "steps", "offsets")}
         columns |= {"embeddings": output.embeddings.float().cpu(), "weights": output.weights.double().cpu()}
         fed = np.empty((len(chosen), 0), np.int64)
@@ -142,21 +159,33 @@ def generate_requests(
     return [generated[i] for i in range(len(requests))]
 
 
+def _history_key(request: Mapping[str, Any], fingerprint: str, adapted: set[str]) -> Key | None:
+    surface = request.get("surface")
+    adapter = surface if surface in adapted else ""
+    return None if request.get("user_id") is None else (fingerprint, adapter or "", str(request["user_id"]))
+
+
 def _batches(
     model: PinRecModel,
     tokenizer: PinRecTokenizer,
     requests: Sequence[Mapping[str, Any]],
     num_steps: int,
     batch_size: int,
+    known: np.ndarray | int = 0,
 ) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
-    """Requests as batches, each with the indexes of its requests; the model is put into eval mode."""
+    """Requests as batches, each with the indexes of its requests; the model is put into eval mode.
+
+    `known`: how many events of each are computed already.
+    """
     check_catalogue(model, tokenizer)
-    model.eval()
+    if model.training:
+        model.eval()
     adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
     items = [request["history"].get("item_id") for request in requests]
     lengths = np.array([0 if ids is None else len(ids) for ids in items])
     lengths = np.minimum(lengths, tokenizer.model_max_length) + 1  # a start event goes before each
+    lengths = np.maximum(1, lengths - known)
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(requests):
@@ -190,6 +219,13 @@ def encoder_fingerprint(model: PinRecModel) -> str:
     config = model.config
     use = (config.similarity, config.hidden_act, config.rms_norm_eps, config.hash_functions)
     return weights_fingerprint(model.item_encoder, repr(use))
+
+
+def reading_fingerprint(model: PinRecModel, tokenizer: PinRecTokenizer) -> str:
+    """Hex digest of all that a request's embeddings depend on besides the request: weights (with adapters), config and
+    catalogues."""
+    queries = tokenizer.query_catalogue.fingerprint if tokenizer.query_catalogue is not None else None
+    return weights_fingerprint(model, repr((model.config.to_json_string(), tokenizer.catalogue.fingerprint, queries)))
 
 
 NAME_TABLES = tuple(

@@ -19,7 +19,14 @@ import torch
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.eligible import Eligibility
-from pinrec_hf.retrieval.encode import Generated, encode_items, encoder_fingerprint, generate_requests
+from pinrec_hf.retrieval.encode import (
+    Generated,
+    encode_items,
+    encoder_fingerprint,
+    generate_requests,
+    reading_fingerprint,
+)
+from pinrec_hf.retrieval.history_cache import HistoryCache
 from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
@@ -82,6 +89,7 @@ class PinRecRetriever:
         items (*optional*): display and filter columns.
         num_steps: steps to generate for requests that do not say.
         similar: cosine above which embeddings of one request and outcome are one.
+        histories: what was computed of users' histories, for requests with a `user_id` (`search`, `rank`).
 
     Raises:
         ValueError: they do not belong together.
@@ -95,6 +103,7 @@ class PinRecRetriever:
         items: ItemTable | None = None,
         num_steps: int = 1,
         similar: float = SIMILAR,
+        histories: HistoryCache | None = None,
     ) -> None:
         check_belongs(model, tokenizer)
         made_by = index.encoder_fingerprint, index.catalogue_fingerprint
@@ -105,6 +114,8 @@ class PinRecRetriever:
             )
         self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
         self.num_steps, self.similar = num_steps, similar
+        self.histories = histories
+        self._fingerprint = "" if histories is None else reading_fingerprint(model, tokenizer)
         self._items_to_feed: torch.Tensor | None = None
         self._eligibility = Eligibility(tokenizer.catalogue, items)
 
@@ -116,6 +127,7 @@ class PinRecRetriever:
         revision: str | None = None,
         device: str | None = None,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+        histories: HistoryCache | None = None,
     ) -> Self:
         """Load model, tokenizer, index and item columns, which are released together.
 
@@ -124,6 +136,7 @@ class PinRecRetriever:
             device: where the model runs; the CPU by default.
             adapters: of surfaces, `{"search": "pinrec-base-search"}`: their requests are answered by them, in one pass
                 with those of other surfaces, which the base answers; see `load_surface_adapters`.
+            histories: see the class.
 
         Raises:
             FileNotFoundError: no such folder or repo, or it has no index yet.
@@ -137,7 +150,8 @@ class PinRecRetriever:
             catalogue_fingerprint=tokenizer.catalogue.fingerprint,
         )
         path = folder / "items.parquet"
-        return cls(model, tokenizer, index, ItemTable(path, tokenizer.catalogue) if path.exists() else None)
+        items = ItemTable(path, tokenizer.catalogue) if path.exists() else None
+        return cls(model, tokenizer, index, items, histories=histories)
 
     @classmethod
     def build(
@@ -310,7 +324,10 @@ class PinRecRetriever:
         for steps, members in groups.items():
             some = [requests[i] for i in members]
             items = None if steps == 1 else self._item_embeddings()
-            found = generate_requests(self.model, self.tokenizer, some, num_steps=steps, item_embeddings=items)
+            found = generate_requests(
+                self.model, self.tokenizer, some, num_steps=steps, item_embeddings=items,
+                histories=self.histories, fingerprint=self._fingerprint,
+            )  # fmt: skip
             generated.update(zip(members, found, strict=True))
         return [generated[i] for i in range(len(requests))]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pinrec_hf.retrieval.encode import Generated
+from pinrec_hf.retrieval.history_cache import HistoryCache
 from pinrec_hf.retrieval.pretrained import best_device, find_folder
 from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever
 from pinrec_hf.retrieval.users import known_history
@@ -47,9 +48,13 @@ class Release:
         indexed_at: seconds since epoch, when its index was written.
     """
 
-    def __init__(self, folder: Path, metrics: Metrics, adapters: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, metrics: Metrics, adapters: Mapping[str, str], histories: HistoryCache | None
+    ) -> None:
         self.name, self.metrics = folder.name, metrics
-        self.retriever = MeasuredRetriever.from_pretrained(folder, device=best_device(), adapters=adapters)
+        self.retriever = MeasuredRetriever.from_pretrained(
+            folder, device=best_device(), adapters=adapters, histories=histories
+        )
         self.tokenizer = self.retriever.tokenizer
         self.indexed_at = (folder / "index.json").stat().st_mtime
         self.served = np.zeros(len(self.tokenizer.catalogue), bool)
@@ -121,6 +126,7 @@ class Releases:
     Args:
         name: a folder, best a symbolic link to one, or a Hub repo. adapters: of surfaces, likewise. `reload` looks
             again at what they name.
+        computed: histories that were computed, shared by all releases; None = each request is computed whole.
 
     Raises:
         FileNotFoundError, ValueError: see `PinRecRetriever.from_pretrained`.
@@ -133,13 +139,17 @@ class Releases:
         *,
         revision: str | None = None,
         adapters: Mapping[str, str] | None = None,
+        computed: HistoryCache | None = None,
     ) -> None:
         self._name, self._revision, self._adapters, self._metrics = name, revision, adapters or {}, metrics
+        self.computed = computed
         self._loading = threading.Lock()
         self.current = self._load()
 
     def _load(self) -> Release:
-        release = Release(find_folder(self._name, self._revision).resolve(), self._metrics, self._adapters)
+        release = Release(
+            find_folder(self._name, self._revision).resolve(), self._metrics, self._adapters, self.computed
+        )
         self._metrics.released(release)
         return release
 

@@ -16,6 +16,7 @@ from pinrec_hf.cli import main
 from pinrec_hf.hub.adapters import ADAPTED, load_surface_adapters, save_surface_adapter
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import base_fingerprint, encode_requests, generate_requests
+from pinrec_hf.retrieval.history_cache import HistoryCache
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.retrieval.pretrained import load_pretrained
 from pinrec_hf.retrieval.retriever import PinRecRetriever
@@ -96,6 +97,16 @@ def test_a_mixed_batch_equals_its_rows(base, adapters, requests):
 
 def _items(tokenizer) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in tokenizer.item_table(np.arange(20)).items()}
+
+
+def test_a_users_history_is_kept_by_adapter(base, adapters, requests):
+    cache = HistoryCache(1 << 24)
+    plain, cached = (PinRecRetriever.from_pretrained(base, adapters=adapters, histories=c) for c in (None, cache))
+    requests = [{**request, "user_id": "one"} for request in requests]
+    for request in [*requests, *requests]:
+        (found,), (whole,) = cached.generate([request]), plain.generate([request])
+        assert np.allclose(found.embeddings, whole.embeddings, atol=1e-5, rtol=0)
+    assert len(cache) == len(adapters) + 1  # surfaces without one share the base's
 
 
 @torch.no_grad()

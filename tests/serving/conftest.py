@@ -39,10 +39,10 @@ def other_model(tmp_path_factory, saved_model, make_model):
 def make_app(saved_model, tmp_path):
     """`make_app(**options)`: an app of its own, with histories in `tmp_path/events.sqlite`."""
 
-    def make(model=saved_model, **options):
+    def make(model=saved_model, computed=None, **options):
         metrics = Metrics()
         histories = SQLiteHistories(str(tmp_path / "events.sqlite"))
-        return create_app(Releases(model, metrics), metrics, histories, **options)
+        return create_app(Releases(model, metrics, computed=computed), metrics, histories, **options)
 
     return make
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loopback import offline, served, told
 
 from pinrec_hf import PinRecRetriever
+from pinrec_hf.retrieval.history_cache import HistoryCache
 from pinrec_hf.serving.app import create_app
 from pinrec_hf.serving.guard import read_keys
 from pinrec_hf.serving.histories import HistoryUnavailable, SQLiteHistories
@@ -79,12 +80,16 @@ def test_a_repeated_event_is_stored_once(client):
 
 
 def test_a_deleted_user_leaves_no_byte(make_app, retriever, tmp_path):
-    with served(make_app()) as client:
+    computed = HistoryCache(1 << 24)
+    with served(make_app(computed=computed)) as client:
         request = {"user_id": "secret/user", "surface": "homefeed", "timestamp": NOW, "k": 20}
         post(
             client, "/v1/events", {"events": [*events_of("secret/user", "p1", "hidden-item"), *events_of("kept", "p4")]}
         )
+        post(client, "/v1/recommend", request)
+        assert len(computed) == 1
         assert client.delete("/v1/users/secret%2Fuser").json() == {"deleted": 2}
+        assert len(computed) == 0
         assert told(post(client, "/v1/recommend", request)["candidates"]) == offline(retriever, request)
         files = b"".join(path.read_bytes() for path in tmp_path.glob("events.sqlite*"))
         assert b"kept" in files

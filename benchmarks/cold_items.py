@@ -105,7 +105,8 @@ def measure(log: pa.Table, data: Path, plan: Mapping[str, Any], seed: int, minut
         }
         if name == plan["checked"]:
             without = ModelRanker(model, tokenizer, hide_time=True)
-            without.items[len(before) :] = -np.inf  # the index before they were put into it
+            without.items[len(before) :] = 0  # the index before they were put into it: at the first bias, which
+            without.items[len(before) :, model.config.hidden_size] = -1e9  # a request asks for with 1, far below all
             difference = compare(measured["warm"], ranked(without, requests["warm"], tokenizer.catalogue))
             change = difference.metrics["recall@10"]
             results[name]["warm, index with them minus without"] = {

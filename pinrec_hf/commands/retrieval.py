@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         "  pinrec index --model pinrec-base",
     )
     parser.add_argument("--model", required=True, help="the model's folder")
-    parser.add_argument("--kind", choices=["flat", "hnsw", "ivf"], help="(default: by the catalogue's size)")
+    parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by the catalogue's size)")
 
     parser = add_command(
         commands,

@@ -32,6 +32,7 @@ COMMANDS = [
     "card",
     "push",
     "serve",
+    "demo",
 ]
 
 

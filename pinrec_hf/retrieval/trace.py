@@ -69,17 +69,26 @@ def trace(
 
 
 def plot_trace(
-    retriever: PinRecRetriever, history_rows: np.ndarray, traced: Sequence[TracedEmbedding], title: str
+    retriever: PinRecRetriever,
+    history_rows: np.ndarray,
+    traced: Sequence[TracedEmbedding],
+    title: str = "",
+    *,
+    small: bool = False,
 ) -> Figure:
     """The path of interests on a map of the catalogue, its two main directions (PCA of the item embeddings).
 
     Args:
         history_rows: int64 catalogue rows of the history's items, oldest first, those that the catalogue knows.
+        small: points carry their step's number instead of titles, and there is no legend: for a page, which says
+            both beside the map.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    from pinrec_hf.evaluation.plots import COLOURS, Figure
+    from matplotlib.transforms import offset_copy
+
+    from pinrec_hf.evaluation.plots import Figure
 
     items = retriever.index.catalogue_embeddings()[:, : retriever.model.config.hidden_size]
     shown = items[np.random.default_rng(0).permutation(len(items))[:MAP_ITEMS]]
@@ -89,24 +98,46 @@ def plot_trace(
     def place(rows: Any) -> np.ndarray:
         return (items[np.asarray(rows, np.int64)] - centre) @ axes
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(6, 4.2) if small else (11, 7), layout="constrained")
     ax = figure.subplots()
     background = (shown - centre) @ axes
-    ax.scatter(background[:, 0], background[:, 1], s=5, color="#d9d9d9", linewidths=0, label="items", zorder=0)
+    ax.scatter(
+        background[:, 0],
+        background[:, 1],
+        s=5,
+        color="#d4d4d8",
+        linewidths=0,
+        label="items",
+        zorder=0,
+        rasterized=small,
+    )
     if len(history_rows):
         past = place(history_rows)
-        ax.plot(*past.T, color="#8c8c8c", linewidth=1, zorder=1)
+        ax.plot(*past.T, color="#a1a1aa", linewidth=0.8, zorder=1)
         colours = np.column_stack([np.full((len(past), 3), 0.3), np.linspace(0.2, 1, len(past))])
-        ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, zorder=2, label="history, older is fainter")
+        ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, linewidths=0, zorder=2, label="history, older is fainter")
     outcomes = list(dict.fromkeys(one.outcome for one in traced))
     path = [one.nearest[0].row for one in traced if one.is_fed]
     if len(history_rows) and path:
         line = np.concatenate([past[-1:], place(path)])
-        ax.plot(*line.T, color="#000000", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3, label="fed back")
+        ax.plot(*line.T, color="#18181b", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3, label="fed back")
     for number, outcome in enumerate(outcomes):
         own = [one for one in traced if one.outcome == outcome and one.nearest]
         points = place([one.nearest[0].row for one in own])
-        colour = COLOURS[number % len(COLOURS)]
+        colour = outcome_colour(outcome, retriever.model.config.positive_outcomes)
+        if small:  # outcomes that point at the same item stand side by side
+            beside = offset_copy(ax.transData, figure, x=13 * (number - (len(outcomes) - 1) / 2), units="points")
+            for one, (x, y) in reversed(list(zip(own, points.tolist(), strict=True))):  # early steps on top
+                layer = 5 - one.step / 99
+                ax.scatter(x, y, s=210, color=colour, edgecolors="white", transform=beside, zorder=layer)
+                number_style: dict[str, Any] = {
+                    "color": "white",
+                    "weight": "bold",
+                    "ha": "center",
+                    "va": "center_baseline",
+                }
+                ax.text(x, y, str(one.step), fontsize=10.5, transform=beside, zorder=layer, **number_style)
+            continue
         ax.scatter(
             points[:, 0], points[:, 1], s=70, color=colour, edgecolors="white", zorder=4, label=outcome or "any outcome"
         )
@@ -115,6 +146,15 @@ def plot_trace(
             text = f"{one.step}  {name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + '…'}"
             ax.annotate(text, point, xytext=(7, 4 - 11 * number), textcoords="offset points", fontsize=8, color=colour)
     ax.set(title=title, xticks=[], yticks=[])
-    ax.margins(0.12)
-    ax.legend(loc="best", frameon=False, fontsize=9)
+    ax.margins(0.05 if small else 0.12)
+    ax.spines[:].set_visible(False)
+    if not small:
+        ax.legend(loc="best", frameon=False, fontsize=9)
     return figure
+
+
+def outcome_colour(outcome: str | None, outcomes: Sequence[str]) -> str:
+    """An outcome's colour by its place among the model's positive `outcomes`; unspecified is dark grey."""
+    from pinrec_hf.evaluation.plots import COLOURS
+
+    return "#3f3f46" if outcome is None else COLOURS[list(outcomes).index(outcome) % len(COLOURS)]

@@ -134,6 +134,15 @@ def find_user(data: str | Path, user_id: str, tokenizer: PinRecTokenizer) -> tup
     raise ValueError(f"user {user_id!r} is in no split of {data}; users there are, for example, {some}")
 
 
+def list_users(data: str | os.PathLike[str], most: int) -> list[str]:
+    """Ids of at most `most` users of a sequences dataset, of the newest split that has any, in the file's order."""
+    for split in ("test", "validation", "train"):
+        files = sorted(str(path) for path in (Path(data) / split).glob("*.parquet"))
+        if files and len(users := ds.dataset(files, format="parquet").head(most, columns=["user_id"])):
+            return [str(user) for user in users["user_id"].to_pylist()]
+    raise ValueError(f"{data} has no users; give a folder that `pinrec prepare` wrote")
+
+
 def _find(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     files: list[str] = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:

@@ -35,6 +35,7 @@ accelerate() { $WARM accelerate "$@" --num_train_epochs 1; }
 curl() { command curl --silent --show-error --fail-with-body "${@//localhost:8000/localhost:$PORT}"; }
 pkill() { kill "$1" "$server"; }
 pinrec() {
+    case "$1" in serve|demo) [ -z "${server-}" ] || { kill "$server"; wait "$server" || true; } ;; esac
     case "$1" in
         serve) command pinrec "$@" --port "$PORT" --drain 0 & ;;
         demo) command pinrec "$@" --port "$PORT" & ;;

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def run_peer(name: str, peer: Mapping[str, Any], work: Path, minutes: Sequence[f
     python = sys.executable
     if name != "gpt2":
         python = os.environ.get("PINREC_PEERS", str(ROOT / ".venv-peers")) + "/bin/python"
-    given = {"train": work / "train.npz", "output": output.with_suffix(".partial"), **peer}
+    given = {"train": work / "train.npz", "output": output.with_name(output.name + ".partial"), **peer}
     given |= {"items": items} if name == "gpt2" else {}
     command = [python, str(PEERS / f"{script}.py"), "--requests", *(str(work / f"{split}.npz") for split in SPLITS)]
     command += ["--minutes", *map(str, minutes)]
@@ -73,7 +73,7 @@ def run_peer(name: str, peer: Mapping[str, Any], work: Path, minutes: Sequence[f
         command += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     print("$", " ".join(command), flush=True)
     subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT})
-    output.with_suffix(".partial").rename(output)
+    output.with_name(output.name + ".partial").rename(output)
     return output
 
 
@@ -85,8 +85,8 @@ def figures(found: Evaluation) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measure_peers(data: Path, peers: Mapping[str, Any], minutes: Sequence[float]) -> dict[str, Any]:
-    """Figures of each peer by minutes: `{peer: {minutes: {"epochs", "validation", "test" of the last}}}`."""
+def measure_peers(data: Path, peers: Mapping[str, Any], minutes: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Figures of the peers so far: `{peer: {minutes: {"epochs", "validation", "test" of the last}}}`."""
     catalogue = build_catalogue(data)
     work = data.parent / "peers"
     if not (work / "test.npz").exists():
@@ -103,8 +103,7 @@ def measure_peers(data: Path, peers: Mapping[str, Any], minutes: Sequence[float]
                 found = evaluate(Lists(lists["rows"]), requests[split], catalogue, name=name, progress=False)
                 at[split] = figures(found)
             results.setdefault(name, {})[f"{mark:g}"] = at
-            print(name, mark, json.dumps(at), flush=True)
-    return results
+        yield results
 
 
 def measure_pinrec(data: Path, plan: Mapping[str, Any], minutes: Sequence[float], seed: int) -> dict[str, Any]:

@@ -158,8 +158,10 @@ def peers_row() -> None:
         log, items = public.load(public_data() / PLAN[name]["folder"])
         assert items is not None
         ids = prepared(f"{name}-ids", log, items.select(["item_id"]), name=name, license=public.license)
-        found = measure_peers(ids, of_set["systems"], of_set["minutes"])
-        record("public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": False}], [0])
+        for found in measure_peers(ids, of_set["systems"], of_set["minutes"]):
+            record(
+                "public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": False}], [0]
+            )
         data = prepared(name, log, items, name=name, license=public.license)
         mine = measure_pinrec(data, PLAN[name], of_set["minutes"], plan["seeds"][0])
         record("public", [{"claim": f"{title}: PinRec, {curves}", "target": "none", "value": mine, "met": False}], [0])

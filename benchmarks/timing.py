@@ -23,6 +23,7 @@ from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, EncodedRow, PinRecTokenizer
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
 from pinrec_hf.training.pretrain import Pretraining, prepare_pretraining
+from pinrec_hf.training.table_adam import TableAdamW, clip_gradients, make_large_tables_sparse
 
 PLAN = read_plan("speed")
 BATCH, LENGTH = PLAN["batch_size"], PLAN["length"]
@@ -60,7 +61,8 @@ class Steps:
 
     def __init__(self, loader: Any, model: torch.nn.Module, loss: Callable[[Any], torch.Tensor]) -> None:
         self.loader, self.model, self.loss = loader, model.train(), loss
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        make_large_tables_sparse(model)
+        self.optimizer = TableAdamW(model.parameters(), lr=1e-3, fused=True)  # as the Trainer makes it
         self.batches = self._forever()
 
     def _forever(self) -> Iterator[Any]:
@@ -69,7 +71,7 @@ class Steps:
 
     def step(self, batch: Any) -> None:
         self.loss(batch).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        clip_gradients(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

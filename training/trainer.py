@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pinrec_hf.data.windows import LengthGroupedSampler
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.training.arguments import PinRecTrainingArguments
+from pinrec_hf.training.table_adam import TableAdamW, clip_gradients, make_large_tables_sparse
 
 COMPLETE = "complete"
 """Name of the empty file that is written last into a checkpoint: without it, a kill came in between."""
@@ -77,6 +78,18 @@ class PinRecTrainer(Trainer):
             clock = time.process_time if one_core else time.monotonic
             self.deadline = Deadline(self.args.max_minutes, warmup=0.05, clock=clock)
             self.add_callback(self.deadline)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        trained: Any = self.model if model is None else model
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        # processes exchange whole gradients
+        if kind is torch.optim.AdamW and self.args.world_size == 1 and make_large_tables_sparse(trained):
+            self.optimizer_cls_and_kwargs = TableAdamW, options
+        return super().create_optimizer(model)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        sparse = any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
+        return clip_gradients(model.parameters(), self.args.max_grad_norm) if sparse else super()._clip_grad_norm(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.deadline is None:

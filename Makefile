@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public benchmark-speed clean
+.PHONY: demo docs test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-public benchmark-speed clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,9 @@ test-e2e: .venv/test        ## every snippet of README and docs, as a reader run
 
 test-all: .venv/test        ## the slow ones too
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+docs: .venv/docs            ## the pages, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/dev             ## style, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -54,8 +57,11 @@ benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md:
 .venv/test: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]" && touch $@
 
+.venv/docs: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]" && touch $@
+
 .venv/dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@
 
 clean:
-	rm -rf .venv .venv-peers demo pinrec-base pinrec-base-search
+	rm -rf .venv .venv-peers site demo pinrec-base pinrec-base-search

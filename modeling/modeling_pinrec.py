@@ -172,7 +172,7 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
 
         Args:
             item_ids (`torch.LongTensor` of shape `(items,)`): 0 none, 1 unknown, catalogue row + 2.
-            item_vectors (`torch.FloatTensor` of shape `(items, content_size)`, *optional*)
+            item_vectors (`torch.FloatTensor` of shape `(items, content_size)`, *optional*): content vectors.
             item_features (`torch.LongTensor` of shape `(items, features)`, *optional*): hashes, 0 padding.
             item_hashes (`torch.LongTensor` of shape `(items,)`, *optional*): of the ids, for hashed ids.
 
@@ -268,7 +268,7 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             target_features (`torch.LongTensor` of shape `(batch, targets)`, *optional*): request features, packed as
                 the tokenizer does.
             labels (`torch.LongTensor` of shape `(batch, targets)`, *optional*): row in the item table, -100 none.
-            label_weights (`torch.FloatTensor` of shape `(batch, targets)`, *optional*)
+            label_weights (`torch.FloatTensor` of shape `(batch, targets)`, *optional*): of each target in the loss.
             label_timestamps (`torch.LongTensor` of shape `(batch, targets)`, *optional*): when the targets happened,
                 where `target_timestamps` hides it: only items live then are negatives; -1 unknown.
             label_groups (`torch.LongTensor` of shape `(batch, targets)`, *optional*): of a row's targets that share a

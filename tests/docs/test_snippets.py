@@ -75,7 +75,7 @@ class Reader:
     def __exit__(self, error: object, *_: object) -> None:
         for process in self.processes.values():
             process.stdin.close()
-            if error is not None:
+            if error is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
 

@@ -210,12 +210,16 @@ def user(tiny_data):
     return pq.read_table(tiny_data / "test")["user_id"][0].as_py()
 
 
-def test_index(saved_model, run_json, run, tmp_path):
+def test_index(saved_model, tiny_data, run_json, run, tmp_path):
     folder = shutil.copytree(saved_model, tmp_path / "model")
     (folder / "index.json").unlink()
     assert "pinrec index --model" in run("recommend", "--model", folder, code=2)
     assert run_json("index", "--model", folder)["num_items"] == 60
     assert "60 items" in run("index", "--model", folder, "--kind", "hnsw")
+    assert "--tune and --data go together" in run("index", "--model", folder, "--tune", code=2)
+    text = run("index", "--model", folder, "--kind", "ivf", "--tune", "--data", tiny_data, "--recall", 0.9)
+    chosen = json.loads((folder / "index.json").read_text())["setting"]
+    assert f"search setting {chosen};" in text
 
 
 def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):

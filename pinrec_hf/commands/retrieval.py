@@ -22,10 +22,14 @@ def add_commands(commands: Any) -> None:
         "index",
         index,
         "embed a model's catalogue and write the index into the model's folder",
-        "  pinrec index --model pinrec-base",
+        "  pinrec index --model pinrec-base\n  pinrec index --model pinrec-base --tune --data data --recall 0.95",
     )
     parser.add_argument("--model", required=True, help="the model's folder")
-    parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by the catalogue's size)")
+    parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by size and memory)")
+    parser.add_argument("--memory-gib", type=float, default=8, help="what it may take, served (default: %(default)s)")
+    parser.add_argument("--tune", action="store_true", help="choose the search setting by --data's validation users")
+    parser.add_argument("--data", help="for --tune: folder that `pinrec prepare` wrote")
+    parser.add_argument("--recall", type=float, default=0.95, help="for --tune: to reach (default: %(default)s)")
 
     parser = add_command(
         commands,
@@ -115,12 +119,23 @@ def index(args: argparse.Namespace) -> None:
     from pinrec_hf.retrieval.build import build_index
     from pinrec_hf.retrieval.pretrained import best_device
 
-    built = build_index(args.model, kind=args.kind, device=best_device())
+    if args.tune != (args.data is not None):
+        raise ValueError("--tune and --data go together: the dataset whose validation users are asked for")
+    built = build_index(
+        args.model,
+        kind=args.kind,
+        device=best_device(),
+        memory_gib=args.memory_gib,
+        tune_on=args.data,
+        recall=args.recall,
+    )
     result = {"model": args.model, "kind": built.kind, "num_items": len(built), "dimension": built.dimension}
     if args.json:
         print_json(result)
     else:
         print(f"indexed {len(built):,} items of {args.model} ({built.kind}, {built.dimension} dimensions)")
+        if args.tune:
+            print(f"search setting {built.neighbours.setting}; the frontier is in index_frontier.json and .png")
 
 
 def recommend(args: argparse.Namespace) -> None:

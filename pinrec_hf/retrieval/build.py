@@ -9,19 +9,30 @@ from pathlib import Path
 from pinrec_hf.retrieval.encode import encode_items, encoder_fingerprint
 from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.pretrained import load_pretrained
+from pinrec_hf.retrieval.tune import real_queries, tune, write_frontier
 
 
-def build_index(folder: str | os.PathLike[str], *, kind: str | None = None, device: str | None = None) -> ItemIndex:
+def build_index(
+    folder: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    device: str | None = None,
+    memory_gib: float = 8,
+    tune_on: str | os.PathLike[str] | None = None,
+    recall: float = 0.95,
+) -> ItemIndex:
     """Index the catalogue of a saved model, and save the index beside it, instead of any that is there.
 
     Args:
         folder: of the model, on this machine.
-        kind: `"flat"`, `"hnsw"` or `"ivf"`; by default chosen by the catalogue's size.
+        kind, memory_gib: as in `ItemIndex.build`.
         device: where the item encoder runs; the CPU by default.
+        tune_on: a sequences dataset, whose validation users tell the smallest search setting that reaches `recall` of
+            the exact 100 best; writes `index_frontier.json` and `.png` into the folder.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it holds no whole PinRec model, or an unknown kind.
+        ValueError: it holds no whole PinRec model, an unknown kind, or a recall outside (0, 1].
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{folder!s} is no folder; download the model first to index it")
@@ -31,6 +42,10 @@ def build_index(folder: str | os.PathLike[str], *, kind: str | None = None, devi
         encoder_fingerprint=encoder_fingerprint(model),
         catalogue_fingerprint=tokenizer.catalogue.fingerprint,
         kind=kind,
+        memory_gib=memory_gib,
     )
+    if tune_on is not None:
+        chosen, frontier = tune(index, real_queries(model, tokenizer, tune_on), recall)
+        write_frontier(folder, index.kind, chosen, frontier)
     index.save(folder)
     return index

@@ -26,6 +26,7 @@ class ItemIndex:
         kind: `"flat"`, `"hnsw"`, `"ivf"` or `"ivfpq"`.
         dimension: width of the embeddings.
         encoder_fingerprint, catalogue_fingerprint: of the item encoder and the catalogue that it embedded.
+        neighbours, vectors, rows, live: back end, vectors, catalogue rows (int64) and what is not removed, by place.
     """
 
     def __init__(
@@ -38,17 +39,17 @@ class ItemIndex:
         encoder_fingerprint: str,
         catalogue_fingerprint: str,
     ) -> None:
-        self.neighbours, self._vectors, self._rows, self._removed = neighbours, vectors, rows, removed
+        self.neighbours, self.vectors, self.rows, self._removed = neighbours, vectors, rows, removed
         self.encoder_fingerprint, self.catalogue_fingerprint = encoder_fingerprint, catalogue_fingerprint
         self.kind, self.dimension = neighbours.kind, vectors.dimension
         self._locate()
 
     def _locate(self) -> None:
         """Remember which items are live, and the place of every live row."""
-        self._live = Passing(~self._removed)
-        self._place = np.full(self._rows.max() + 1, -1, dtype=np.int64)
-        self._place[self._rows[self._live.places]] = self._live.places
-        self._in_order = len(self._rows) == len(self._place) and bool((np.diff(self._rows) == 1).all())
+        self.live = Passing(~self._removed)
+        self._place = np.full(self.rows.max() + 1, -1, dtype=np.int64)
+        self._place[self.rows[self.live.places]] = self.live.places
+        self._in_order = len(self.rows) == len(self._place) and bool((np.diff(self.rows) == 1).all())
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         """Where in the index catalogue rows are, -1 for those that are not."""
@@ -90,7 +91,7 @@ class ItemIndex:
         )
 
     def __len__(self) -> int:
-        return self._live.count
+        return self.live.count
 
     def catalogue_embeddings(self) -> np.ndarray:
         """Embeddings in the order of the catalogue's rows: float32 `(rows, d)`, zeros where a row was never added.
@@ -98,9 +99,9 @@ class ItemIndex:
         An item that was removed keeps its own.
         """
         if self._in_order:
-            return self._vectors.whole()
-        embeddings = np.zeros((int(self._rows.max()) + 1, self.dimension), np.float32)
-        embeddings[self._rows] = self._vectors.whole()
+            return self.vectors.whole()
+        embeddings = np.zeros((int(self.rows.max()) + 1, self.dimension), np.float32)
+        embeddings[self.rows] = self.vectors.whole()
         return embeddings
 
     def search(
@@ -129,7 +130,7 @@ class ItemIndex:
         queries = check_queries(queries, self.dimension)
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least 1 item")
-        passing = self._live if allowed is None else self._filtered(allowed)
+        passing = self.live if allowed is None else self._filtered(allowed)
         excluded = self._excluded_places(excluded_rows, passing, len(queries))
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
@@ -144,8 +145,8 @@ class ItemIndex:
             remaining = min(k, passing.count - len(without))
             if len(candidates) < remaining:  # more exclusions than were fetched, or lists that held too few
                 candidates = np.setdiff1d(passing.places, without, assume_unique=True)
-            (best_scores,), (best,) = self._vectors.nearest(queries[[i]], candidates, remaining)
-            scores[i, :remaining], rows[i, :remaining] = best_scores[:remaining], self._rows[best[:remaining]]
+            (best_scores,), (best,) = self.vectors.nearest(queries[[i]], candidates, remaining)
+            scores[i, :remaining], rows[i, :remaining] = best_scores[:remaining], self.rows[best[:remaining]]
         return scores, rows
 
     def _filtered(self, allowed: np.ndarray) -> Passing:
@@ -155,7 +156,7 @@ class ItemIndex:
                 f"allowed is {allowed.dtype} of shape {allowed.shape}; give one bool a catalogue row, at "
                 f"least {len(self._place)}"
             )
-        return Passing(self._live.mask & (allowed[: len(self._rows)] if self._in_order else allowed[self._rows]))
+        return Passing(self.live.mask & (allowed[: len(self.rows)] if self._in_order else allowed[self.rows]))
 
     def _excluded_places(
         self, excluded_rows: Sequence[np.ndarray] | None, passing: Passing, num_queries: int
@@ -171,7 +172,7 @@ class ItemIndex:
     def _candidates(self, queries: np.ndarray, fetch: int, passing: Passing) -> np.ndarray:
         """Places `(m, fetch or more)`, -1 where the back end found fewer; of few items the best themselves."""
         if passing.count <= max(10 * fetch, min(len(passing.mask) // 10, FLAT_LIMIT)) and passing.share < 1:
-            return self._vectors.nearest(queries, passing.places, fetch)[1]
+            return self.vectors.nearest(queries, passing.places, fetch)[1]
         return self.neighbours.search(queries, fetch, None if passing.share == 1 else passing)
 
     def add(self, embeddings: np.ndarray, rows: np.ndarray, *, catalogue_fingerprint: str | None = None) -> None:
@@ -192,8 +193,8 @@ class ItemIndex:
         if len(present):
             raise ValueError(f"row {present[0]} is in the index already ({len(present)} such); remove it first")
         self.neighbours.add(embeddings)
-        self._vectors.append(embeddings)
-        self._rows = np.concatenate([self._rows, rows])
+        self.vectors.append(embeddings)
+        self.rows = np.concatenate([self.rows, rows])
         self._removed = np.concatenate([self._removed, np.zeros(len(rows), dtype=bool)])
         self.catalogue_fingerprint = catalogue_fingerprint or self.catalogue_fingerprint
         self._locate()
@@ -211,7 +212,7 @@ class ItemIndex:
             raise ValueError(f"row {absent[0]} is not in the index ({len(absent)} such); remove only what is")
         self._removed[places] = True
         self._place[rows] = -1
-        self._live = Passing(~self._removed)
+        self.live = Passing(~self._removed)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `index.faiss`, `index.safetensors` and, last, `index.json`, without which nothing is loaded.
@@ -221,13 +222,13 @@ class ItemIndex:
         """
         about = {
             "dimension": self.dimension,
-            "num_vectors": len(self._rows),
+            "num_vectors": len(self.rows),
             "num_items": len(self),
             "encoder_fingerprint": self.encoder_fingerprint,
             "catalogue_fingerprint": self.catalogue_fingerprint,
         }
-        arrays = {"rows": self._rows, "removed": self._removed.astype(np.uint8)}
-        write_index(folder, self.neighbours, self._vectors, arrays, about)
+        arrays = {"rows": self.rows, "removed": self._removed.astype(np.uint8)}
+        write_index(folder, self.neighbours, self.vectors, arrays, about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, encoder_fingerprint: str, catalogue_fingerprint: str) -> ItemIndex:

@@ -26,6 +26,7 @@ from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.pretrained import load_pretrained
 
 PEERS = ROOT / "benchmarks" / "peers"
+PEERS_PYTHON = os.environ.get("PINREC_PEERS", str(ROOT / ".venv-peers" / "bin" / "python"))
 SPLITS = ("validation", "test")
 TITLES = {"pinrec": "PinRec", "sasrec": "RecTools SASRec", "esasrec": "RecTools eSASRec", "gpt2": "GPT-2"}
 
@@ -62,9 +63,7 @@ def run_peer(name: str, peer: Mapping[str, Any], work: Path, minutes: Sequence[f
     if output.exists():
         return output
     script = "gpt2_quality" if name == "gpt2" else "rectools_quality"
-    python = sys.executable
-    if name != "gpt2":
-        python = os.environ.get("PINREC_PEERS", str(ROOT / ".venv-peers")) + "/bin/python"
+    python = sys.executable if name == "gpt2" else PEERS_PYTHON
     given = {"train": work / "train.npz", "output": output.with_name(output.name + ".partial"), **peer}
     given |= {"items": items} if name == "gpt2" else {}
     command = [python, str(PEERS / f"{script}.py"), "--requests", *(str(work / f"{split}.npz") for split in SPLITS)]

@@ -15,9 +15,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from runs import ENVIRONMENT, RESULTS, public_data, record
 from timing import (
@@ -41,6 +43,7 @@ from timing import (
     token_ids,
 )
 
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.encode import encode_requests, generate_requests, reading_fingerprint
 from pinrec_hf.retrieval.history_cache import HistoryCache
 
@@ -121,9 +124,9 @@ def encoding() -> tuple[Value, bool]:
     return value, found["pinrec"] <= min(found["gpt2"], found["rectools"])
 
 
-def returning() -> tuple[Value, bool]:
+def returning(preset: str = "small", times: int = 5) -> tuple[Value, bool]:
     tokenizer = random_tokenizer(10_000, 1_024)
-    model, cache = random_model(tokenizer).eval(), HistoryCache(1 << 26)
+    model, cache = random_model(tokenizer, preset).eval(), HistoryCache(1 << 28)
     (whole,) = random_requests(10_000, 1_000, 1)
     lengths = iter(range(512, 1_000))  # each time one event more
 
@@ -135,14 +138,18 @@ def returning() -> tuple[Value, bool]:
 
     cache_key, same = reading_fingerprint(model, tokenizer), request(513)
     found = take_turns(
-        returning=p50(back, 5),
-        recomputed=p50(lambda: generate_requests(model, tokenizer, [same]), 5),
+        returning=p50(back, times),
+        recomputed=p50(lambda: generate_requests(model, tokenizer, [same]), times),
         tokenizer=p50(lambda: tokenizer([same["history"]], surface="homefeed", timestamp=same["timestamp"]), 5),
     )
     ratio = found["recomputed"] / found["returning"]
     return {**{f"{name}: ms": 1e3 * taken for name, taken in found.items()}, "ratio": ratio}, ratio >= target(
         "returning"
     )
+
+
+def returning_base() -> tuple[Value, bool]:
+    return returning("base", times=1)
 
 
 def steps() -> tuple[Value, bool]:
@@ -161,15 +168,18 @@ def steps() -> tuple[Value, bool]:
 
 
 def peak(items: int, ids: str) -> float:
-    """GiB that a process of its own needs at most, two training steps long."""
-    child = [sys.executable, __file__, "--peak", ids, str(items)]
-    answer = subprocess.run(child, check=True, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    """GiB that a process of its own needs at most, two training steps long; the catalogue is a file, as ever."""
+    with tempfile.TemporaryDirectory() as folder:
+        Catalogue.build(np.arange(items)).save(f"{folder}/catalogue.safetensors")
+        child = [sys.executable, __file__, "--peak", ids, f"{folder}/catalogue.safetensors"]
+        answer = subprocess.run(child, check=True, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
     return float(answer.stdout.split()[-1])
 
 
-def print_peak(ids: str, items: int) -> None:
-    tokenizer = random_tokenizer(items, LENGTH + 1)
-    model = random_model(tokenizer, **(hashed(items) if ids == "hashed" else {}))
+def print_peak(ids: str, catalogue: str) -> None:
+    tokenizer = random_tokenizer(Catalogue.open(catalogue), LENGTH + 1)
+    config = hashed(len(tokenizer.catalogue)) if ids == "hashed" else {}
+    model = random_model(tokenizer, **config)
     work = Steps(random_batches(tokenizer, 2), model, lambda batch: model(**batch).loss)
     for batch in work.loader:
         work.step(batch)
@@ -201,7 +211,18 @@ def importing() -> tuple[Value, bool]:
 
 ROWS = {
     f.__name__: f
-    for f in (training_sampled, training_full, loader, step_size, encoding, returning, steps, memory, importing)
+    for f in (
+        training_sampled,
+        training_full,
+        loader,
+        step_size,
+        encoding,
+        returning,
+        returning_base,
+        steps,
+        memory,
+        importing,
+    )
 }
 
 
@@ -213,11 +234,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=sorted(ROWS), action="append", help="only this one; repeatable")
     parser.add_argument("--again", action="store_true", help="also rows that are measured already")
-    parser.add_argument("--peak", nargs=2, metavar=("IDS", "ITEMS"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, metavar=("IDS", "CATALOGUE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.peak:
-        print_peak(args.peak[0], int(args.peak[1]))
+        print_peak(*args.peak)
         return
     path = RESULTS / "speed.json"
     done = {row["claim"] for row in json.loads(path.read_text())} if path.exists() else set()

@@ -185,9 +185,10 @@ def peer(run: Pretraining, **settings: Any) -> Iterator[Peer]:
 # -- catalogues of any size ----------------------------------------------------------------------------------------
 
 
-def random_tokenizer(items: int, length: int) -> PinRecTokenizer:
+def random_tokenizer(items: int | Catalogue, length: int) -> PinRecTokenizer:
+    catalogue = Catalogue.build(np.arange(items)) if isinstance(items, int) else items
     names = {"surfaces": SURFACES, "outcomes": OUTCOMES}
-    return PinRecTokenizer(catalogue=Catalogue.build(np.arange(items)), model_max_length=length, **names)
+    return PinRecTokenizer(catalogue=catalogue, model_max_length=length, **names)
 
 
 def random_model(tokenizer: PinRecTokenizer, preset: str = "small", **config: Any) -> PinRecModel:

@@ -98,15 +98,17 @@ def create_page(demo: Demo) -> gr.Blocks:
         def ask(control: str, visit: Visit, *values: Any) -> list[Any]:
             try:
                 visit = demo.ask(control, visit, *values)
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False, duration=8) from error
+            except ValueError as error:  # a gr.Error would cover the last answer, which still stands
+                gr.Warning(str(error))
+                return [gr.skip()] * len(shown)
             return [visit, *demo.show(visit)]
 
         def choose_user(visit: Visit, user: str | None, *values: Any) -> list[Any]:
             try:
                 visit = demo.with_user(visit, user)
             except ValueError as error:
-                raise gr.Error(str(error), print_exception=False, duration=8) from error
+                gr.Warning(str(error))
+                return [gr.skip()] * (len(shown) + 1)
             answered = ask("user", visit, *values[:2], None, *values[3:])
             return [*answered, gr.Dropdown(demo.subjects(visit), value="")]
 

@@ -27,13 +27,17 @@ ONE_TURN = 1.5
 NOBODY = "Nobody: an empty history"
 
 
+def no_history() -> dict[str, list[Any]]:
+    return {"item_id": [], "surface": [], "timestamp": [], "outcomes": []}
+
+
 @dataclass(frozen=True)
 class Visit:
     """What the page remembers of a visitor."""
 
     user: str | None = None
     split: str | None = None
-    history: dict[str, list[Any]] = field(default_factory=dict)
+    history: dict[str, list[Any]] = field(default_factory=no_history)
     answer: Answer | None = None
     before: Answer | None = None
     control: str = ""
@@ -133,8 +137,7 @@ class Demo:
     def with_user(self, visit: Visit, user: str | None) -> Visit:
         """The visit with another user's history, that is, with an empty one for nobody."""
         if user is None or user == NOBODY or self.data is None:
-            user = split = None
-            history: dict[str, list[Any]] = {}
+            user, split, history = None, None, no_history()
         else:
             history, split = find_user(os.fspath(self.data), str(user).strip(), self.retriever.tokenizer)
         return replace(visit, user=user, split=split, history=history)

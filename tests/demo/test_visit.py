@@ -151,12 +151,14 @@ def test_another_catalogue_beside_is_refused(demo, two_tower):
 
 
 def test_a_history_is_written_by_titles(demo, ask):
-    assert demo.with_user(Visit(), NOBODY).history == {}
+    nobody = demo.with_user(Visit(), NOBODY)
+    assert len(ask(nobody, query="blue sofa", surface="search").answer.compared) == 10
+    assert "newcomer" in demo.show(ask(nobody))[-1]
     assert demo.titles.find("  ") == []
     assert demo.titles.find("of emoji title") == [("Title of emoji 🛋️", "emoji 🛋️")]
     assert len(demo.titles.find("TITLE of p", most=5)) == 5
     assert demo.titles.find("no such thing") == []
-    written = add_event(add_event({}, "p3", "save", "homefeed"), "p4", "hide", "search")
+    written = add_event(add_event(nobody.history, "p3", "save", "homefeed"), "p4", "hide", "search")
     assert written["item_id"] == ["p3", "p4"]
     assert written["outcomes"] == [["save"], ["hide"]]
     visit = Visit(history=written)

@@ -82,10 +82,10 @@ def against_flat(name: str) -> dict[str, Any]:
         seconds: dict[tuple[str, str], list[float]] = {key: [] for key in medians}
         for query in part:
             for who, search in (("flat", flat.search), ("index", index.search)):
-                starts = {name: clock() for name, clock in clocks.items()}
+                starts = {which: clock() for which, clock in clocks.items()}
                 search(query[None], K)
-                for name, clock in clocks.items():
-                    seconds[who, name].append(clock() - starts[name])
+                for which, clock in clocks.items():
+                    seconds[who, which].append(clock() - starts[which])
         for key, times in seconds.items():
             medians[key].append(1000 * float(np.median(times)))
     took = {f"{who}_{clock}_ms": float(np.median(times)) for (who, clock), times in medians.items()}

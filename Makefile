@@ -9,7 +9,7 @@ demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend:
 	$(BIN)/python examples/demo.py
 
 test: .venv/test            ## all tests but the slow ones, with coverage
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not e2e" --cov --cov-report=term
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not e2e and not scale" --cov --cov-report=term
 
 test-e2e: .venv/test        ## every snippet of README and docs, as a reader runs it; the wheel; the page in chromium, if it is there
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m e2e

@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="the model's folder")
     parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by size and memory)")
     parser.add_argument("--memory-gib", type=float, default=8, help="what it may take, served (default: %(default)s)")
+    parser.add_argument("--milvus", metavar="URI", help="search by this Milvus, a file for milvus-lite, not by faiss")
     parser.add_argument("--tune", action="store_true", help="choose the search setting by --data's validation users")
     parser.add_argument("--data", help="for --tune: folder that `pinrec prepare` wrote")
     parser.add_argument("--recall", type=float, default=0.95, help="for --tune: to reach (default: %(default)s)")
@@ -126,6 +127,7 @@ def index(args: argparse.Namespace) -> None:
         kind=args.kind,
         device=best_device(),
         memory_gib=args.memory_gib,
+        milvus=args.milvus,
         tune_on=args.data,
         recall=args.recall,
     )

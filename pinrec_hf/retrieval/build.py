@@ -18,6 +18,7 @@ def build_index(
     kind: str | None = None,
     device: str | None = None,
     memory_gib: float = 8,
+    milvus: str | None = None,
     tune_on: str | os.PathLike[str] | None = None,
     recall: float = 0.95,
 ) -> ItemIndex:
@@ -25,7 +26,7 @@ def build_index(
 
     Args:
         folder: of the model, on this machine.
-        kind, memory_gib: as in `ItemIndex.build`.
+        kind, memory_gib, milvus: as in `ItemIndex.build`.
         device: where the item encoder runs; the CPU by default.
         tune_on: a sequences dataset, whose validation users tell the smallest search setting that reaches `recall` of
             the exact 100 best; writes `index_frontier.json` and `.png` into the folder.
@@ -43,6 +44,7 @@ def build_index(
         catalogue_fingerprint=tokenizer.catalogue.fingerprint,
         kind=kind,
         memory_gib=memory_gib,
+        milvus=milvus,
     )
     if tune_on is not None:
         chosen, frontier = tune(index, real_queries(model, tokenizer, tune_on), recall)

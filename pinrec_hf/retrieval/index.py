@@ -1,7 +1,7 @@
 """The item index: the items of largest inner product with a query, among those that a request may have.
 
-A back end (`faiss_index`) finds candidates; this door knows which catalogue rows they are, keeps out what is removed,
-filtered or excluded, scores by the vectors themselves, and searches exactly where few items pass.
+A back end (`faiss_index`, `milvus_index`) finds candidates; this door knows which catalogue rows they are, keeps out
+what is removed, filtered or excluded, scores by the vectors themselves, and searches exactly where few items pass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from pinrec_hf.retrieval.faiss_index import FLAT_LIMIT, FaissIndex, Neighbours, choose_kind
 from pinrec_hf.retrieval.index_folder import read_index, write_index
+from pinrec_hf.retrieval.milvus_index import MilvusIndex
 from pinrec_hf.retrieval.passing import Passing
 from pinrec_hf.retrieval.vectors import ItemVectors, check_items, check_queries
 
@@ -23,7 +24,7 @@ class ItemIndex:
     """Embeddings of catalogue rows. Make one with `build` or `load`; `len` counts the live items.
 
     Attributes:
-        kind: `"flat"`, `"hnsw"`, `"ivf"` or `"ivfpq"`.
+        kind: `"flat"`, `"hnsw"`, `"ivf"`, `"ivfpq"` or `"milvus"`.
         dimension: width of the embeddings.
         encoder_fingerprint, catalogue_fingerprint: of the item encoder and the catalogue that it embedded.
         neighbours, vectors, rows, live: back end, vectors, catalogue rows (int64) and what is not removed, by place.
@@ -66,6 +67,7 @@ class ItemIndex:
         catalogue_fingerprint: str,
         kind: str | None = None,
         memory_gib: float = 8,
+        milvus: str | None = None,
     ) -> ItemIndex:
         """Index embeddings.
 
@@ -74,6 +76,7 @@ class ItemIndex:
             rows: int64 of shape `(n,)`, the catalogue row of each; by default `0..n-1`.
             kind: `"flat"`, `"hnsw"`, `"ivf"` or `"ivfpq"`; by default chosen by size and memory.
             memory_gib: what the index may take when it is served, in GiB.
+            milvus: URI of a Milvus that searches in the place of faiss, or a file for milvus-lite.
 
         Raises:
             ValueError: no embeddings, NaN or infinite ones, duplicate or negative rows, an unknown kind, or more
@@ -81,8 +84,13 @@ class ItemIndex:
         """
         embeddings, rows = check_items(embeddings, np.arange(len(embeddings)) if rows is None else rows)
         vectors = ItemVectors(embeddings)
+        neighbours: Neighbours
+        if milvus is not None:
+            neighbours = MilvusIndex.build(vectors, milvus)
+        else:
+            neighbours = FaissIndex.build(vectors, kind or choose_kind(len(vectors), vectors.dimension, memory_gib))
         return cls(
-            FaissIndex.build(vectors, kind or choose_kind(len(embeddings), vectors.dimension, memory_gib)),
+            neighbours,
             vectors,
             rows,
             np.zeros(len(rows), dtype=bool),

@@ -16,6 +16,7 @@ import numpy as np
 
 from pinrec_hf.modeling.catalogue_pinrec import map_safetensors
 from pinrec_hf.retrieval.faiss_index import FaissIndex, Neighbours
+from pinrec_hf.retrieval.milvus_index import MilvusIndex
 from pinrec_hf.retrieval.vectors import ItemVectors, write_safetensors
 
 FORMATS = (1, 2)  # 1: no search setting, and vectors of full width in the lists
@@ -94,7 +95,11 @@ def read_index(
             raise ValueError(f"{path} is missing or truncated (it had {size} bytes); {again}")
     arrays = map_safetensors(os.path.join(folder, "index.safetensors"))[0]
     try:
-        neighbours: Neighbours = FaissIndex.read(os.path.join(folder, "index.faiss"), about)
+        neighbours: Neighbours
+        if about["kind"] == MilvusIndex.kind:
+            neighbours = MilvusIndex.open(about)
+        else:
+            neighbours = FaissIndex.read(os.path.join(folder, "index.faiss"), about)
     except RuntimeError as error:
         raise ValueError(f"{folder}/index.faiss is no faiss index ({error}); {again}") from None
     size, dimension = arrays["vectors"].shape

@@ -51,7 +51,9 @@ class Table:
 
     def html(self) -> str:
         def line(tag: str, row: list[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+            # an interval stands below its figure, or five systems would not fit side by side
+            cells = (html.escape(cell).replace(" [", "<br>[") for cell in row)
+            return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line("td", row) for row in self.rows)
         head = f"<thead>{line('th', self.header)}</thead>"
@@ -241,8 +243,9 @@ color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }} h1 {{ font
 font-size: 1.15rem; margin-top: 2.2rem; }} img {{ max-width: 100%; }} table {{ border-collapse: collapse;
 font-variant-numeric: tabular-nums; font-size: .85rem; display: block;
   overflow-x: auto; }}
-th, td {{ text-align: left; padding: .25rem .8rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-thead th {{ border-bottom: 2px solid #222; }}
+th, td {{ text-align: left; padding: .25rem .8rem; border-bottom: 1px solid #ddd;
+  vertical-align: top; white-space: nowrap; }}
+thead th {{ white-space: normal; }} thead th {{ border-bottom: 2px solid #222; }}
 </style></head><body>
 <h1>{html.escape(title)}</h1><p>{about}</p><p>{html.escape(READING)}</p>
 {overall}

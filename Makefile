@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo docs test test-e2e test-all lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed clean
+.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -15,7 +15,10 @@ test-e2e: .venv/test        ## every snippet of README and docs, as a reader run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m e2e
 
 test-all: .venv/test        ## the slow ones too
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not scale"
+
+test-scale: .venv/scale     ## Spark and Milvus, on this machine
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "scale and not slow"
 
 docs: .venv/docs            ## the pages, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -62,6 +65,10 @@ benchmark-index: .venv/demo       ## the figures of docs/item-index.md: 10^6 vec
 
 .venv/docs: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[docs]" && touch $@
+
+.venv/scale: .venv/test     ## Spark needs Java
+	command -v java > /dev/null || (apt-get update && apt-get install --yes openjdk-17-jre-headless)
+	$(BIN)/python -m pip install --quiet --editable ".[test,spark,milvus]" && touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@

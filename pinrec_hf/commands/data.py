@@ -112,6 +112,9 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument(
         "--view-gap-minutes", type=float, default=30, help="a longer gap ends a feed view (default: %(default)s)"
     )
+    parser.add_argument(
+        "--engine", default="duckdb", help="duckdb, or spark for logs too large for one machine (default: %(default)s)"
+    )
     parser.add_argument("--strict", action="store_true", help="refuse what is otherwise dropped and counted")
     parser.add_argument("--name", help="of the dataset, kept in metadata.json")
     parser.add_argument("--license", help="of the data, kept in metadata.json")
@@ -144,6 +147,7 @@ def prepare(args: argparse.Namespace) -> None:
             num_targets=args.num_targets,
             view_gap_minutes=args.view_gap_minutes,
             strict=args.strict,
+            engine=args.engine,
             name=args.name,
             license=args.license,
         )

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
 from pinrec_hf.data.contract import (
     UNITS_PER_SECOND,
@@ -19,9 +18,10 @@ from pinrec_hf.data.contract import (
     check_integer_times,
     is_time_of_integers,
 )
+from pinrec_hf.data.engine import Engine, rows_of, to_arrow
 from pinrec_hf.data.log_rows import FIRST_ROWS
 from pinrec_hf.data.report import Finding
-from pinrec_hf.data.source import Source, rows_of, stream
+from pinrec_hf.data.source import Source
 
 ROWS_PER_GROUP = 2**14
 
@@ -35,11 +35,11 @@ class TableWriter:
         findings: rows left out: null or repeated keys; vectors null, of another width, zero, NaN or infinite.
     """
 
-    def __init__(self, con: Backend, source: Source, key: str, time_unit: str | None) -> None:
-        self.con, self.source, self.key = con, source, key
+    def __init__(self, engine: Engine, source: Source, key: str, time_unit: str | None) -> None:
+        self.engine, self.source, self.key = engine, source, key
         self.num_rows = 0
         self._found: dict[str, Finding] = {}
-        self._view = source.view(con, others=True)
+        self._view = engine.table(source, others=True)
         self._repeated = self._find_repeated()
         self.vector_size = self._find_vector_size() if "embedding" in source.columns else None
         self._units = {
@@ -70,7 +70,7 @@ class TableWriter:
         keys = self._view.filter(self._view[self.key].notnull()).select("row", self.key)
         repeated = keys.group_by(self.key).agg(first=keys.row.min(), n=keys.count()).filter(lambda t: t.n > 1)
         later = keys.inner_join(repeated, self.key).filter(lambda t: t.row != t.first).select("row").order_by("row")
-        return later.to_pyarrow()["row"].to_numpy()
+        return to_arrow(later)["row"].to_numpy()
 
     def _find_vector_size(self) -> int:
         widths = self._view.mutate(width=self._view.embedding.length()).group_by("width").agg(n=lambda t: t.count())
@@ -93,7 +93,7 @@ class TableWriter:
     def _groups(self) -> Iterator[pa.Table]:
         pending: list[pa.Table] = []
         num_pending = 0
-        for batch in stream(self.con, self._expression(), ROWS_PER_GROUP):
+        for batch in self.engine.stream(self._expression(), ROWS_PER_GROUP):
             table = self._check(pa.Table.from_batches([batch]))
             while table.num_rows:
                 piece = table.slice(0, ROWS_PER_GROUP - num_pending)
@@ -108,7 +108,7 @@ class TableWriter:
             yield pa.concat_tables(pending).combine_chunks()
 
     def _expression(self) -> ir.Table:
-        view = self._view
+        view = self.engine.ordered(self._view, "row")
         if "features" in view.columns:
             named = view.features.filter(lambda feature: feature.notnull())
             view = view.mutate(features=named.fill_null(ibis.literal([], type="array<string>")))

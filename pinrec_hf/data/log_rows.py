@@ -14,8 +14,9 @@ from pinrec_hf.data.contract import (
     check_integer_times,
     is_time_of_integers,
 )
+from pinrec_hf.data.engine import rows_of
 from pinrec_hf.data.report import Finding
-from pinrec_hf.data.source import Source, rows_of
+from pinrec_hf.data.source import Source
 
 FIRST_ROWS = 5
 MICROS = 1_000_000

@@ -12,37 +12,30 @@ and nothing that train or the vocabulary holds can depend on a row after the cut
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 from tqdm.auto import tqdm
 
 from pinrec_hf.data.contract import DataContractError, check_column_map, check_same_id_type, id_type
+from pinrec_hf.data.engine import Engine, open_engine, rows_of, to_arrow
 from pinrec_hf.data.items import TableWriter
-from pinrec_hf.data.log_rows import FIRST_ROWS, CheckedLog, check_log, find_unknown_items
+from pinrec_hf.data.log_rows import FIRST_ROWS, check_log, find_unknown_items
 from pinrec_hf.data.output import new_directory
 from pinrec_hf.data.report import Finding, Report
 from pinrec_hf.data.sequence_files import SequenceFiles, sequence_schema
-from pinrec_hf.data.sequences import OPTIONAL, collect, events, rows_of_split, user_hash, without_duplicates
-from pinrec_hf.data.source import Input, Source, materialise, open_source, rows_of, stream
+from pinrec_hf.data.sequences import OPTIONAL, collect, events, rows_of_split, without_duplicates
+from pinrec_hf.data.source import Input, Source, open_source
 from pinrec_hf.data.splits import SPLITS, Split, Time, make_split
 
-# DuckDB spills beyond this; Arrow batches and Python come on top.
-MEMORY_LIMIT = "1500MB"
-MAX_THREADS = 8
-ROWS_PER_PARTITION = 2**20
 USERS_PER_BATCH = 2**11
 
 
@@ -62,6 +55,7 @@ def prepare(
     num_targets: int = 1,
     view_gap_minutes: float = 30,
     strict: bool = False,
+    engine: str = "duckdb",
     name: str | None = None,
     license: str | None = None,
 ) -> Report:
@@ -79,6 +73,7 @@ def prepare(
         leave_one_out: instead, each user's last `num_targets` events are test and as many before them validation.
         view_gap_minutes: without `request_id`, a longer gap ends a feed view.
         strict: refuse what is otherwise dropped and counted.
+        engine: `"duckdb"`, or `"spark"` (extra `spark`): the same expressions, the same rows.
         name, license: of the dataset, kept in metadata.json.
 
     Returns:
@@ -94,16 +89,20 @@ def prepare(
     with new_directory(output_dir) as folder:
         work = folder / ".work"
         work.mkdir()
-        with _engine(work) as con, _explained_errors(folder):
+        with open_engine(engine, work) as run, run.explained_errors(folder):
             report = Report()
-            log_source = open_source(con, "log", log, columns, work)
-            tables = {"items": items, "queries": queries}
-            sources = {t: open_source(con, t, given, columns, work) for t, given in tables.items() if given is not None}
-            check_column_map(columns, {t: source.schema for t, source in {"log": log_source, **sources}.items()})
+            tables = {"log": log, "items": items, "queries": queries}
+            sources = {
+                table: open_source(table, given, columns, work, reads_arrow=run.reads_arrow)
+                for table, given in tables.items()
+                if given is not None
+            }
+            log_source = sources["log"]
+            check_column_map(columns, {t: source.schema for t, source in sources.items()})
             id_types = _id_types(log_source, sources.get("items"))
-            report.rows_read = {source.name: source.num_rows for source in (log_source, *sources.values())}
+            report.rows_read = {source.name: source.num_rows for source in sources.values()}
 
-            checked = check_log(log_source, log_source.view(con), time_unit)
+            checked = check_log(log_source, run.table(log_source), time_unit)
             report.findings += checked.findings
             if not checked.num_rows:
                 raise DataContractError(f"log: no row is left; {'; '.join(map(str, report.findings))}")
@@ -117,26 +116,26 @@ def prepare(
             )
             _check_negative_outcomes(checked.rows, negative_outcomes)
             sizes: dict[str, int | None] = {"items": None, "queries": None}
-            for table, source in sources.items():
-                writer = TableWriter(con, source, "query" if table == "queries" else "item_id", time_unit)
+            for table, source in list(sources.items())[1:]:
+                writer = TableWriter(run, source, "query" if table == "queries" else "item_id", time_unit)
                 writer.write(folder / f"{table}.parquet")
                 sizes[table], report.rows_kept[table] = writer.vector_size, writer.num_rows
                 report.findings += writer.findings
             if items is not None:
-                known = con.read_parquet(folder / "items.parquet").select("item_id")
+                known = run.read("items_kept", [folder / "items.parquet"]).select("item_id")
                 unknown = find_unknown_items(checked.rows, known)
                 report.findings += [unknown] if unknown else []
             _refuse(report.findings, strict)
 
             optional = {column for column in OPTIONAL if column in log_source.columns}
             schema = sequence_schema(_ARROW_TYPES[id_types["user_id"]], _ARROW_TYPES[id_types["item_id"]], optional)
-            parts = _stage(con, checked, work / "log")
-            _write_sequences(con, parts, folder, schema, split, view_gap_minutes, report)
+            parts = run.parts(checked.rows, checked.num_rows)
+            _write_sequences(run, parts, folder, schema, split, view_gap_minutes, report)
             _refuse(report.findings, strict)
             split.check(report.num_users)
 
-            vocabulary = _vocabulary(con, folder / "train", negative_outcomes)
-            report.num_items = report.rows_kept["items"] if items is not None else _write_train_items(con, folder)
+            vocabulary = _vocabulary(run, folder / "train", negative_outcomes)
+            report.num_items = report.rows_kept["items"] if items is not None else _write_train_items(run, folder)
             metadata = {
                 "format": 1,
                 "name": name,
@@ -157,36 +156,6 @@ def prepare(
 
 
 _ARROW_TYPES = {"string": pa.string(), "integer": pa.int64()}
-
-
-@contextmanager
-def _engine(work: Path) -> Iterator[Backend]:
-    threads = min(os.cpu_count() or 1, MAX_THREADS)
-    spill = str(work / "spill")
-    con = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=spill, threads=threads)
-    try:
-        yield con
-    finally:
-        con.disconnect()
-
-
-@contextmanager
-def _explained_errors(folder: Path) -> Iterator[None]:
-    """Engine errors about the disk, the data or Ctrl-C become what they would be elsewhere."""
-    try:
-        yield
-    except duckdb.Error as error:
-        text = str(error)
-        if "No space left" in text or "max_temp_directory_size" in text:
-            raise OSError(errno.ENOSPC, f"no space left beside {folder}; nothing was kept: {text}") from error
-        unreadable = isinstance(error, duckdb.DataError | duckdb.InvalidInputException | duckdb.IOException)
-        if unreadable or type(error) is duckdb.Error:  # what a damaged page raises
-            raise DataContractError(f"the input cannot be read: {text}") from error
-        raise
-    except RuntimeError as error:
-        if "interrupted" in str(error).lower():  # Ctrl-C in the middle of a query
-            raise KeyboardInterrupt from error
-        raise
 
 
 def _id_types(log: Source, items: Source | None) -> dict[str, str]:
@@ -216,22 +185,9 @@ def _refuse(findings: Sequence[Finding], strict: bool) -> None:
         raise DataContractError("strict refuses:\n" + "\n".join(map(str, findings)))
 
 
-def _stage(con: Backend, log: CheckedLog, folder: Path) -> list[Path]:
-    """Write the good rows, each user's in one part; the parts come back in the order of the users' hashes."""
-    digits = 0  # of the hash, in hex: 1, 16 or 256 parts
-    while log.num_rows > ROWS_PER_PARTITION * 16**digits and digits < 2:
-        digits += 1
-    if not digits:
-        log.rows.to_parquet(folder.with_suffix(".parquet"))
-        return [folder.with_suffix(".parquet")]
-    rows = log.rows.mutate(part=user_hash(log.rows.user_id)[:digits])
-    rows.to_parquet(folder, partition_by="part")
-    return sorted(folder.iterdir())
-
-
 def _write_sequences(
-    con: Backend,
-    parts: Sequence[Path],
+    engine: Engine,
+    parts: Sequence[ir.Table],
     folder: Path,
     schema: pa.Schema,
     split: Split,
@@ -246,19 +202,18 @@ def _write_sequences(
     with ExitStack() as stack:
         files = {s: stack.enter_context(SequenceFiles(folder / s, schema)) for s in SPLITS}
         for part in tqdm(parts, desc="prepare", unit="part", disable=None):
-            pattern = part / "*.parquet" if part.is_dir() else part
-            staged = con.read_parquet(pattern, table_name="staged", hive_partitioning=False)
-            rows = materialise(con, "unique_rows", without_duplicates(staged))
+            rows = engine.materialise("unique_rows", without_duplicates(part))
             _count_duplicates(rows, duplicates)
             report.rows_kept["log"] += rows_of(rows.aggregate(n=rows.count()))[0]["n"]
-            users = materialise(con, "users", collect(events(rows, view_gap_minutes), split))
+            users = engine.materialise("users", collect(events(rows, view_gap_minutes), split))
             ends = rows_of(users.aggregate(total=users.num_events.sum(), **{s: users[s].sum() for s in SPLITS}))[0]
             report.num_events["train"] += ends["train"]
             report.num_events["validation"] += ends["validation"] - ends["train"]
             report.num_events["test"] += ends["test"] - ends["validation"]
             report.events_after_test += ends["total"] - ends["test"]
+            in_order = engine.ordered(users, "hash", "user_id")
             for s in SPLITS:
-                for batch in stream(con, rows_of_split(users, s, lists), USERS_PER_BATCH):
+                for batch in engine.stream(rows_of_split(in_order, s, lists), USERS_PER_BATCH):
                     files[s].write(pa.Table.from_batches([batch]))
     report.num_users = {s: files[s].num_users for s in SPLITS}
     report.findings += [duplicates] if duplicates.count else []
@@ -272,9 +227,9 @@ def _count_duplicates(rows: ir.Table, duplicates: Finding) -> None:
     duplicates.first = sorted(found, key=lambda row: row["row"])[:FIRST_ROWS]
 
 
-def _vocabulary(con: Backend, train: Path, negative: Sequence[str]) -> dict[str, Any]:
+def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[str, Any]:
     """Surfaces and outcomes, most frequent first, of the train files and nothing else."""
-    rows = con.read_parquet(train / "*.parquet", table_name="train_rows")
+    rows = engine.read("train_rows", sorted(train.iterdir()))
     pairs = rows.select(pair=rows.surface.zip(rows.outcomes).unnest())
     pairs = pairs.group_by(surface=pairs.pair.f1, outcomes=pairs.pair.f2).agg(n=pairs.count())
     surfaces: dict[str, int] = {}
@@ -304,12 +259,12 @@ def _vocabulary(con: Backend, train: Path, negative: Sequence[str]) -> dict[str,
     }
 
 
-def _write_train_items(con: Backend, folder: Path) -> int:
+def _write_train_items(engine: Engine, folder: Path) -> int:
     """Without an items table the catalogue is what train saw, in the order of the ids."""
-    rows = con.table("train_rows")
+    rows = engine.read("train_rows", sorted((folder / "train").iterdir()))
     ids = (
         rows.select(item_id=rows.item_id.unnest()).distinct().filter(lambda t: t.item_id.notnull()).order_by("item_id")
     )
-    table = ids.to_pyarrow()
+    table = to_arrow(ids)
     pq.write_table(table, folder / "items.parquet", compression="zstd")
     return table.num_rows

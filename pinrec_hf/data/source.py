@@ -1,7 +1,7 @@
-"""Opening inputs for DuckDB: parquet paths and globs, Arrow tables and streams, `datasets.Dataset`.
+"""Opening inputs: parquet paths and globs, Arrow tables and streams, `datasets.Dataset`.
 
-This is the one module that speaks DuckDB's SQL: it names and casts the contract's columns, so that the
-expressions behind it are plain Ibis and do not care which engine reads the files.
+This is the one module that speaks SQL (DuckDB's, translated for others): it names and casts the contract's columns,
+so that the expressions behind it are plain Ibis and do not care which engine reads the files.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
 from pinrec_hf.data.contract import TABLES, DataContractError, is_time_of_integers, match_columns
 
 Input = Any  # a path or glob, several of them, a pyarrow Table or RecordBatchReader, or a datasets.Dataset
+Micros = Callable[[pa.DataType, str], str]  # SQL for a timestamp's microseconds since epoch
 
 
 @dataclass(frozen=True)
@@ -30,73 +30,42 @@ class Source:
 
     Attributes:
         name: `"log"`, `"items"` or `"queries"`.
-        relation: what follows FROM in SQL.
+        data: a table, or paths of parquet files.
         schema: as given.
         columns: contract name -> name in the data (see `match_columns`).
         num_rows: how many rows it has.
+        first_rows: place of each file's first row.
     """
 
     name: str
-    relation: str
+    data: pa.Table | list[str]
     schema: pa.Schema
     columns: dict[str, str]
     num_rows: int
+    first_rows: list[int]
 
     @property
     def other_columns(self) -> list[str]:
         """Those that the contract doesn't know, for display and filters."""
         return [name for name in self.schema.names if name not in {*self.columns, *self.columns.values(), "row"}]
 
-    def view(self, con: Backend, *, others: bool = False) -> ir.Table:
-        """The table with the contract's names and types, and `row`, its place in the input.
-
-        Ids are strings or int64; integer and float times stay as they are (their unit is the caller's
-        business), timestamps become int64 microseconds.
-
-        Args:
-            others: also keep `other_columns`, as they are.
-        """
-        casts = [f"{_cast(self, name)} AS {name}" for name in self.columns]
-        casts += [_quote(name) for name in self.other_columns] if others else []
-        columns = ", ".join(["row_number() OVER () - 1 AS row", *casts])
-        con.raw_sql(f"CREATE VIEW {self.name} AS SELECT {columns} FROM {self.relation}")
-        return con.table(self.name)
-
-
-def stream(con: Backend, expression: ir.Table, batch_size: int) -> Iterator[pa.RecordBatch]:
-    """The rows of an expression in order, a batch at a time (Ibis 12's own way fails on DuckDB 2).
-
-    Nothing else can run on the connection until the last batch was taken.
-    """
-    yield from con.con.sql(con.compile(expression)).to_arrow_reader(batch_size)
-
-
-def materialise(con: Backend, name: str, expression: ir.Table) -> ir.Table:
-    """Compute an expression once, into a temporary table that may spill to disk."""
-    con.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {con.compile(expression)}")
-    return con.table(name)
-
-
-def rows_of(expression: ir.Table) -> list[dict[str, Any]]:
-    """The few rows of a small result, as dicts."""
-    return expression.to_pyarrow().to_pylist()
+    def casts(self, micros: Micros, *, others: bool = False) -> list[str]:
+        """SQL that gives the contract's columns their names and types, see `Engine.table`."""
+        casts = [f"{_cast(self, name, micros)} AS {name}" for name in self.columns]
+        return casts + [_quote(name) for name in self.other_columns] if others else casts
 
 
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _micros(kind: pa.DataType, expression: str) -> str:
+def _times(kind: pa.DataType, expression: str, micros: Micros) -> str:
     if is_time_of_integers(kind):
         return f"{expression}::{'DOUBLE' if pa.types.is_floating(kind) else 'BIGINT'}"
-    if pa.types.is_null(kind):
-        return f"{expression}::BIGINT"
-    if pa.types.is_timestamp(kind) and kind.unit == "ns" and kind.tz:  # DuckDB 2 has no epoch_us for these
-        return f"epoch_us({expression}::TIMESTAMPTZ)"
-    return f"epoch_us({expression})"
+    return f"{expression}::BIGINT" if pa.types.is_null(kind) else micros(kind, expression)
 
 
-def _cast(source: Source, name: str) -> str:
+def _cast(source: Source, name: str, micros: Micros) -> str:
     column, kind = _quote(source.columns[name]), source.schema.field(source.columns[name]).type
     match TABLES[source.name][name].kind:
         case "id":
@@ -106,11 +75,11 @@ def _cast(source: Source, name: str) -> str:
         case "strings":
             return f"{column}::VARCHAR[]"
         case "time":
-            return _micros(kind, column)
+            return _times(kind, column, micros)
         case "times":
             element = kind if pa.types.is_null(kind) else kind.value_type
             column = f"{column}::BIGINT[]" if pa.types.is_null(kind) else column
-            return f"list_transform({column}, lambda x: {_micros(element, 'x')})"
+            return f"list_transform({column}, lambda x: {_times(element, 'x', micros)})"
         case "integer":
             return f"{column}::INTEGER"
         case "vector":
@@ -119,33 +88,40 @@ def _cast(source: Source, name: str) -> str:
             return f"{column}::{'BIGINT' if pa.types.is_integer(kind) else 'DOUBLE'}"
 
 
-def open_source(con: Backend, name: str, given: Input, columns: Mapping[str, str] | None, work: Path) -> Source:
-    """Open an input and check its columns; a stream is first written to `work`, to be read more than once.
+def open_source(
+    name: str, given: Input, columns: Mapping[str, str] | None, work: Path, *, reads_arrow: bool = True
+) -> Source:
+    """Open an input and check its columns; a stream is first written to `work`, to be read more than once, and a
+    pyarrow Table too unless the engine `reads_arrow`.
 
     Raises:
         DataContractError: no such file, a file that is not (or only half) parquet, no rows, files of
             different types, missing or mistyped columns.
     """
-    if isinstance(given, pa.Table):
-        relation, schemas, num_rows = f"{name}_input", {"the table": given.schema}, given.num_rows
-        con.con.register(relation, given)
+    data: pa.Table | list[str]
+    if isinstance(given, pa.Table) and reads_arrow:
+        data, schemas, rows = given, {"the table": given.schema}, [given.num_rows]
     else:
         stream = _stream(given)
-        files = [_spool(stream, work / f"{name}_input.parquet")] if stream is not None else _find_files(name, given)
-        footers = {file: _footer(name, file) for file in files}
+        data = [_spool(stream, work / f"{name}_input.parquet")] if stream is not None else _find_files(name, given)
+        footers = {file: _footer(name, file) for file in data}
         schemas = {file: footer.schema.to_arrow_schema() for file, footer in footers.items()}
-        num_rows = sum(footer.num_rows for footer in footers.values())
-        quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        relation = f"read_parquet([{quoted}], union_by_name = true, hive_partitioning = false)"
+        rows = [footer.num_rows for footer in footers.values()]
+    num_rows, first_rows = sum(rows), [0, *np.cumsum(rows)[:-1].tolist()]
     if num_rows == 0:
         raise DataContractError(f"{name}: the input has no rows")
     sources = [
-        Source(name, relation, schema, match_columns(schema, name, columns), num_rows) for schema in schemas.values()
+        Source(name, data, schema, match_columns(schema, name, columns), num_rows, first_rows)
+        for schema in schemas.values()
     ]
-    first = {column: _cast(sources[0], column) for column in sources[0].columns}
+
+    def read_as(source: Source, column: str) -> str:
+        return _cast(source, column, lambda kind, expression: f"{expression}: {kind}")
+
+    first = {column: read_as(sources[0], column) for column in sources[0].columns}
     for file, source in zip(schemas, sources, strict=True):
         for column in sorted(first.keys() | source.columns.keys()):
-            if column not in source.columns or column not in first or _cast(source, column) != first[column]:
+            if column not in source.columns or column not in first or read_as(source, column) != first[column]:
                 differs = f"column {column!r} is missing or has another type in {file}"
                 raise DataContractError(f"{name}: {differs} than in {next(iter(schemas))}")
     return sources[0]
@@ -154,6 +130,8 @@ def open_source(con: Backend, name: str, given: Input, columns: Mapping[str, str
 def _stream(given: Input) -> pa.RecordBatchReader | None:
     if isinstance(given, pa.RecordBatchReader):
         return given
+    if isinstance(given, pa.Table):
+        return given.to_reader()
     if hasattr(given, "with_format") and hasattr(given, "features"):  # a datasets.Dataset, not imported for its sake
         tables = given.with_format("arrow").iter(batch_size=10_000)
         first = next(tables, given.features.arrow_schema.empty_table())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pinrec_hf.data import prepare as prepare_module
+from pinrec_hf.data import duckdb_engine
 from pinrec_hf.data.contract import DataContractError
 from pinrec_hf.data.prepare import prepare
 
@@ -201,7 +201,7 @@ def test_partitions_and_row_order_do_not_show(tmp_path, monkeypatch):
         ("sixteen", log, 100),
         ("many", log.take(list(range(599, -1, -1))), 2),
     ):
-        monkeypatch.setattr(prepare_module, "ROWS_PER_PARTITION", limit)
+        monkeypatch.setattr(duckdb_engine, "ROWS_PER_PARTITION", limit)
         prepare(rows, output_dir=tmp_path / name, time_unit="s")
         splits = [(tmp_path / name / split / "part-00000.parquet").read_bytes() for split in ("validation", "test")]
         results.append([files_of(tmp_path / name), *splits])

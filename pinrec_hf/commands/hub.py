@@ -1,4 +1,4 @@
-"""`pinrec card | push`: a folder with its card, and the folder on the Hub."""
+"""`pinrec card | push | release`: a folder with its card, on the Hub, and as what is served."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the files with their sizes, and stop")
     parser.add_argument("--private", action="store_true", help="make the repo private, if it is made now")
     parser.add_argument("--revision", help="branch to push to, made if need be (default: main)")
+
+    parser = add_command(
+        commands,
+        "release",
+        release,
+        "copy an indexed model below a folder of releases and make it `current`, or go back to the one before",
+        "  pinrec release --model pinrec-base --to releases && pinrec serve --model releases/current\n"
+        "  pinrec release --rollback --to releases",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="folder of an indexed model")
+    which.add_argument("--rollback", action="store_true", help="make the release before the current one current")
+    parser.add_argument("--to", required=True, metavar="RELEASES", help="folder of releases; made if need be")
 
 
 def card(args: argparse.Namespace) -> None:
@@ -72,3 +85,13 @@ def push(args: argparse.Namespace) -> None:
         print_json(result)
     else:
         print(f"\n{said}")
+
+
+def release(args: argparse.Namespace) -> None:
+    from pinrec_hf.hub.release import publish, roll_back
+
+    folder = roll_back(args.to) if args.rollback else publish(args.model, args.to)
+    if args.json:
+        print_json({"current": str(folder)})
+    else:
+        print(f"current is {folder}; SIGHUP makes a running `pinrec serve --model {args.to}/current` load it")

@@ -296,6 +296,13 @@ class Catalogue:
             return np.broadcast_to(np.array(ALWAYS, dtype=np.int64), (*rows.shape, 2)).copy()
         return self._arrays["availability"][rows]
 
+    def with_availability(self, rows: np.ndarray, availability: np.ndarray) -> Catalogue:
+        """Return a catalogue in which `rows` (int64, `(n,)`) have other life times (int64, `(n, 2)`); all else stays,
+        the fingerprint included."""
+        lives = self.availability(np.arange(len(self)))
+        lives[self._check(rows)] = availability
+        return Catalogue({**self._arrays, "availability": lives}, self.fingerprint)
+
     @property
     def has_availability(self) -> bool:
         """Whether any item's life time is limited."""

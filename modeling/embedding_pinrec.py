@@ -28,10 +28,10 @@ class PinRecRMSNorm(nn.Module):
 
 
 @torch.no_grad()
-def append_rows(table: nn.Embedding, count: int) -> nn.Embedding:
-    """A table with `count` more rows, copies of its first one; the others keep their bits."""
+def append_rows(table: nn.Embedding, count: int, like: int = 0) -> nn.Embedding:
+    """A table with `count` more rows, copies of row `like`; the others keep their bits."""
     weight = table.weight
-    rows = torch.cat([weight, weight[:1].expand(count, -1)])
+    rows = torch.cat([weight, weight[[like]].expand(count, -1)])
     return nn.Embedding.from_pretrained(rows, freeze=not weight.requires_grad)
 
 

@@ -1,11 +1,12 @@
-"""A model that grows: surfaces and outcomes that pretraining did not know."""
+"""A model that grows: surfaces, outcomes and items that pretraining did not know."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from .configuration_pinrec import PinRecConfig, more_names
+from .catalogue_pinrec import Catalogue
+from .configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM, PinRecConfig, more_names
 from .embedding_pinrec import append_rows
 
 
@@ -15,6 +16,7 @@ class PinRecVocabulary(nn.Module):
     config: PinRecConfig
     event_embedding: Any
     outcome_head: Any
+    item_encoder: Any
 
     def add_surfaces(self, names: Sequence[str]) -> None:
         """Surfaces that pretraining did not know, each beginning as a copy of the unknown one.
@@ -48,3 +50,25 @@ class PinRecVocabulary(nn.Module):
         for part in (self.event_embedding, self.outcome_head, self.outcome_head.bias):
             if part is not None and part.outcomes is not None:
                 part.outcomes = append_rows(part.outcomes, len(names))
+
+    def add_items(self, catalogue: Catalogue) -> None:
+        """Takes a larger catalogue, made by `append`: each new item's own id row begins as a copy of the unknown one.
+
+        Old answers keep their bits. Content, features and hashed ids need no new weights.
+
+        Args:
+            catalogue (`Catalogue`): the tokenizer's.
+
+        Raises:
+            ValueError: it holds fewer items than the model has learned.
+        """
+        if len(catalogue) < self.config.num_items:
+            raise ValueError(
+                f"the catalogue has {len(catalogue)} items, the model learned {self.config.num_items}: catalogues are "
+                "append-only, so grow the model's own with Catalogue.append"
+            )
+        table = self.item_encoder.full_ids
+        if table is not None:
+            more = len(catalogue) + FIRST_ITEM - table.num_embeddings
+            self.item_encoder.full_ids = append_rows(table, more, like=UNKNOWN_ITEM)
+        self.config.num_items, self.config.catalogue_fingerprint = len(catalogue), catalogue.fingerprint

@@ -29,10 +29,18 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """The model's size and its config fields; see `PinRecConfig`."""
+    """The model's size and its config fields, see `PinRecConfig`; or a finished model to go on from."""
 
     architecture: str = field(default="pinrec", metadata={"help": "pinrec, or a baseline: two_tower, sasrec."})
-    preset: str = field(default="small", metadata={"help": "tiny, small or base."})
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub repo of a finished model to start from, instead of a preset."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Of that model's repo."})
+    recent_days: float | None = field(
+        default=None, metadata={"help": "Train on windows with a target in the last days of train; none: on all."}
+    )
+    replay: float = field(default=0.0, metadata={"help": "With recent_days: share of the older windows kept too."})
+    preset: str | None = field(default=None, metadata={"help": "tiny, small or base; none: small."})
     config_overrides: str | None = field(
         default=None, metadata={"help": 'JSON of config fields, e.g. \'{"dropout": 0.2, "softmax": "full"}\'.'}
     )

@@ -1,6 +1,7 @@
 """Pretrain PinRec on the activity of all surfaces.
 
 accelerate launch training/pretrain.py --data data --preset small --output_dir pinrec-base
+accelerate launch training/pretrain.py --data today --model yesterday --output_dir pinrec-today     # warm start
 accelerate launch training/pretrain.py config.yaml
 accelerate launch training/pretrain.py ... --resume True      # after a kill: ends in the same weights
 """
@@ -31,6 +32,7 @@ from pinrec_hf.training.defaults import choose_batches, default_config
 from pinrec_hf.training.record import write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.warm_start import WarmStart, warm_start
 
 DAY = 86_400
 
@@ -44,6 +46,7 @@ class Pretraining:
     model_class: type[PinRecModel]
     dataset: SequenceDataset
     collator: PretrainingCollator
+    warm: WarmStart | None = None
 
 
 def prepare_pretraining(
@@ -60,30 +63,56 @@ def prepare_pretraining(
             f"architecture {model_args.architecture!r} does not exist; choose one of {sorted(ARCHITECTURES)}"
         )
     config_class, model_class, fixed = ARCHITECTURES[model_args.architecture]
+    if model_args.model is not None and (model_args.preset or model_args.config_overrides):
+        raise ValueError("--model brings its own config: leave out --preset and --config_overrides, or --model")
+    if model_args.model is None and model_args.revision is not None:
+        raise ValueError(f"--revision {model_args.revision} is of a --model, which is missing: name it, or leave both")
+    if model_args.recent_days is None and model_args.replay:
+        raise ValueError(f"--replay {model_args.replay} is a share of what --recent_days leaves out: give that too")
+    if model_args.recent_days is not None and model_args.recent_days <= 0:
+        raise ValueError(f"--recent_days {model_args.recent_days} must be above 0; 1 is the last day of train")
+    if not 0 <= model_args.replay <= 1:
+        raise ValueError(f"--replay {model_args.replay} is a share and must lie between 0 and 1")
     overrides: dict[str, Any] = {**json.loads(model_args.config_overrides or "{}"), **fixed}
-    length = overrides.get("max_position_embeddings", PRESETS.get(model_args.preset, {}).get("max_position_embeddings"))
-    tokenizer = build_tokenizer(
-        data_args.data,
-        model_max_length=length or 256,
-        request_features=overrides.get("request_feature_buckets", 0) > 0,
-        contexts="context" in overrides.get("signals", SIGNALS),
-    )
+    preset = model_args.preset or "small"
+    length = overrides.get("max_position_embeddings", PRESETS.get(preset, {}).get("max_position_embeddings"))
+    warm = None
+    if model_args.model is not None:
+        warm = warm_start(model_args.model, data_args.data, model_class, revision=model_args.revision)
+        tokenizer = warm.tokenizer
+    else:
+        tokenizer = build_tokenizer(
+            data_args.data,
+            model_max_length=length or 256,
+            request_features=overrides.get("request_feature_buckets", 0) > 0,
+            contexts="context" in overrides.get("signals", SIGNALS),
+        )
     dataset = SequenceDataset(encode_split(data_args.data, "train", tokenizer), window=tokenizer.model_max_length - 1)
-    config = config_class.from_preset(
-        model_args.preset,
-        **{
-            "surfaces": tokenizer.surfaces,
-            "outcomes": tokenizer.outcomes,
-            "negative_outcomes": tokenizer.negative_outcomes,
-            "outcome_budgets": default_budgets(metadata),
-            "num_items": len(tokenizer.catalogue),
-            "content_size": tokenizer.catalogue.content_size,
-            "query_size": tokenizer.query_size,
-            "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
-            **default_config(dataset, tokenizer, overrides.get("item_id_embedding") == "hashed"),
-            **overrides,
-        },
-    )
+    if warm is not None:
+        config = warm.model.config
+    else:
+        config = config_class.from_preset(
+            preset,
+            **{
+                "surfaces": tokenizer.surfaces,
+                "outcomes": tokenizer.outcomes,
+                "negative_outcomes": tokenizer.negative_outcomes,
+                "outcome_budgets": default_budgets(metadata),
+                "num_items": len(tokenizer.catalogue),
+                "content_size": tokenizer.catalogue.content_size,
+                "query_size": tokenizer.query_size,
+                "catalogue_fingerprint": tokenizer.catalogue.fingerprint,
+                **default_config(dataset, tokenizer, overrides.get("item_id_embedding") == "hashed"),
+                **overrides,
+            },
+        )
+    if model_args.recent_days is not None:
+        last = dataset.time_range()[1]
+        if not last:
+            raise ValueError(f"{data_args.data} knows no times, hence no last days: leave out --recent_days")
+        since = last - int(model_args.recent_days * DAY)
+        share, seed = model_args.replay, training_args.seed
+        dataset.keep_recent(tokenizer.positive_mask, config.num_items, since=since, replay=share, seed=seed)
     counts = dataset.target_counts(tokenizer.positive_mask, config.num_items)
     if not counts.sum():
         raise ValueError(f"{data_args.data} has no training target: no event of a known item has a positive outcome")
@@ -104,7 +133,7 @@ def prepare_pretraining(
         first_time=first,
         last_time=last,
     )
-    return Pretraining(tokenizer, config, model_class, dataset, collator)
+    return Pretraining(tokenizer, config, model_class, dataset, collator, warm)
 
 
 def train(
@@ -115,7 +144,7 @@ def train(
 ) -> PinRecTrainer:
     """Trains a model of `run`; returns the trainer with the best weights in `trainer.model`."""
     set_seed(training_args.seed)
-    model = run.model_class(run.config)
+    model = run.model_class(run.config) if run.warm is None else run.warm.model
     requests = load_requests(
         data_args.data, "validation", run.tokenizer.catalogue, max_users=data_args.validation_users, seed=0
     )
@@ -173,7 +202,8 @@ def save(trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Pat
     """Model, tokenizer with catalogue and item columns, the code for `trust_remote_code`, the run's log, and the
     data's metadata."""
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, output)
-    write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue)
+    before = None if run.warm is None else run.warm.folder / "items.parquet"
+    write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue, before)
     shutil.copyfile(Path(data) / "metadata.json", output / "data.json")
     trainer.state.save_to_json(str(output / "trainer_state.json"))
 

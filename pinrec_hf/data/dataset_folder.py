@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
@@ -30,18 +32,43 @@ def read_metadata(data: str | Path) -> dict[str, Any]:
 
 def build_catalogue(data: str | Path) -> Catalogue:
     """The catalogue of `items.parquet`, in its row order."""
+    return Catalogue.build(**_catalogue_columns(_read_items(data)))
+
+
+def grow_catalogue(catalogue: Catalogue, data: str | Path) -> Catalogue:
+    """The catalogue and, after its own rows, the items of `items.parquet` that it lacks.
+
+    Items that it holds keep their row and content, whether or not the folder still has them. Life times, where
+    `items.parquet` has any, are today's: an item that is gone is not recommended once it has an `available_until`.
+
+    Raises:
+        ValueError: ids of another type, or content vectors of another width.
+    """
+    table = _read_items(data)
+    width = len(table["embedding"][0]) if "embedding" in table.column_names else 0
+    if width != catalogue.content_size:
+        raise ValueError(
+            f"{data}: the items' embeddings have width {width}, the model's catalogue {catalogue.content_size}: "
+            "prepare the items with the same content encoder (0 = none), or pretrain anew without --model"
+        )
+    today = Catalogue.build(**_catalogue_columns(table))
+    rows = catalogue.rows(table["item_id"].to_pylist())
+    if today.has_availability:
+        catalogue = catalogue.with_availability(rows[rows >= 0], today.availability(np.flatnonzero(rows >= 0)))
+    new = _catalogue_columns(table.filter(pa.array(rows < 0)))
+    return catalogue.append(new.pop("ids"), **new)
+
+
+def _read_items(data: str | Path) -> pa.Table:
     path = Path(data) / "items.parquet"
-    names = pq.read_schema(path).names
     columns = ("item_id", "embedding", "features", "available_from", "available_until")
-    table = pq.read_table(path, columns=[name for name in columns if name in names])
-    given = {name: table[name] for name in table.column_names}
-    return Catalogue.build(
-        given["item_id"],
-        vectors=given.get("embedding"),
-        features=given.get("features"),
-        available_from=given.get("available_from"),
-        available_until=given.get("available_until"),
-    )
+    names = pq.read_schema(path).names
+    return pq.read_table(path, columns=[name for name in columns if name in names])
+
+
+def _catalogue_columns(table: pa.Table) -> dict[str, Any]:
+    """The arguments of `Catalogue.build`."""
+    return {{"item_id": "ids", "embedding": "vectors"}.get(name, name): table[name] for name in table.column_names}
 
 
 def build_query_catalogue(data: str | Path) -> Catalogue | None:

@@ -69,8 +69,10 @@ class SequenceDataset(torch.utils.data.Dataset):
         self._times = self._columns["timestamps"]
         self.row_lengths = self._columns["items"].lengths
         counts = -(-self.row_lengths // window)
+        self._first = np.cumsum(counts) - counts
         self._rows = np.repeat(np.arange(len(self.row_lengths)), counts)
-        self._parts = np.arange(len(self._rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._parts = np.arange(len(self._rows)) - np.repeat(self._first, counts)
+        self._kept = np.ones(len(self._rows), bool)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader; a part of every window's key."""
@@ -103,15 +105,31 @@ class SequenceDataset(torch.utils.data.Dataset):
         before in the window.
         """
         counts = np.zeros(num_items + FIRST_ITEM, np.int64)
-        chunks = [self._columns[name].chunks() for name in ("types", "items", "outcomes")]
-        for lengths, types, items, outcomes in zip(self._columns["items"].chunk_lengths, *chunks, strict=True):
+        for windows, items, _ in self._all_targets(positive_mask, num_items):
+            counts += np.bincount(items[self._kept[windows]], minlength=len(counts))
+        return counts
+
+    def keep_recent(self, positive_mask: int, num_items: int, *, since: int, replay: float, seed: int) -> None:
+        """Keeps the windows with a target after `since` (seconds), and a random share `replay` of the others."""
+        self._kept = np.random.default_rng(seed).random(len(self._kept)) < replay
+        for windows, _, times in self._all_targets(positive_mask, num_items):
+            self._kept[windows[times > since]] = True
+        self._rows, self._parts = self._rows[self._kept], self._parts[self._kept]
+
+    def _all_targets(self, positive_mask: int, num_items: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Window, item id and time of each target, a chunk of rows at a time; windows are counted before any was left
+        out."""
+        chunks = [self._columns[name].chunks() for name in ("types", "items", "outcomes", "timestamps")]
+        row = 0
+        for lengths, types, items, outcomes, times in zip(self._columns["items"].chunk_lengths, *chunks, strict=True):
             acted = np.flatnonzero((types == ITEM_EVENT) & (items >= FIRST_ITEM) & (outcomes > 1))
             parts = (np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))) // self.window
-            windows = np.repeat(np.arange(len(lengths)) * (parts.max(initial=0) + 1), lengths) + parts
-            keys = windows[acted] * len(counts) + items[acted]
+            windows = np.repeat(self._first[row : row + len(lengths)], lengths) + parts
+            row += len(lengths)
+            keys = windows[acted] * (num_items + FIRST_ITEM) + items[acted]
             first = acted[np.unique(keys, return_index=True)[1]]
-            counts += np.bincount(items[first[(outcomes[first] & positive_mask) != 0]], minlength=len(counts))
-        return counts
+            first = first[(outcomes[first] & positive_mask) != 0]
+            yield windows[first], items[first], times[first]
 
     def time_range(self) -> tuple[int, int]:
         """Earliest and latest known time of the targets, seconds since epoch; (0, 0) if none is known."""

@@ -104,20 +104,40 @@ class ItemTable:
         return passing
 
 
-def write_item_table(items: str | os.PathLike[str], path: str | os.PathLike[str], catalogue: Catalogue) -> None:
+def write_item_table(
+    items: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    catalogue: Catalogue,
+    before: str | os.PathLike[str] | None = None,
+) -> None:
     """Copy the display and filter columns of a sequences dataset's `items.parquet` beside a saved catalogue.
 
     Args:
         items: the dataset's file, whose rows are the catalogue's. path: parquet to write, whole or not at all.
+        before: the file of the smaller catalogue that this one was appended to: its rows stay as they are, and only
+            the items that it lacks are taken from `items`.
+
+    Raises:
+        ValueError: columns of other types than before.
     """
     source = pq.ParquetFile(items)
     kept = [name for name in source.schema_arrow.names if name not in IN_CATALOGUE]
+    if before is not None:
+        old, new = pq.read_table(before), source.read(columns=kept)
+        new = new.filter(pc.invert(pc.is_in(new["item_id"], value_set=old["item_id"])))
+        try:
+            table = pa.concat_tables([old, new], promote_options="default")
+        except pa.ArrowTypeError as error:
+            raise ValueError(f"{items} has a column of another type than {before}: {error}") from error
+        batches, schema = iter(table.to_batches(2**14)), table.schema
+    else:
+        batches = source.iter_batches(2**14, columns=kept)
+        schema = pa.schema([source.schema_arrow.field(name) for name in kept])
     metadata = {FINGERPRINT: catalogue.fingerprint.encode()}
-    schema = pa.schema([source.schema_arrow.field(name) for name in kept], metadata)
     partial = f"{os.fspath(path)}.partial-{os.getpid()}"
     try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as file:
-            for batch in source.iter_batches(2**14, columns=kept):
+        with pq.ParquetWriter(partial, schema.with_metadata(metadata), compression="zstd") as file:
+            for batch in batches:
                 file.write_batch(batch.replace_schema_metadata(metadata))
         os.replace(partial, path)
     finally:

@@ -15,8 +15,8 @@ SPLITS = ("train", "validation", "test")
 
 
 def one_surface(data: Path, surface: str, output: Path) -> Path:
-    """`output`, the sequences dataset of one surface's events in `data`, with the items and names of all; made unless
-    it is there."""
+    """`output`, the sequences dataset of one surface's events in `data`, and of those of an unknown surface, with the
+    items and names of all; made unless it is there."""
     if output.exists():
         return output
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
@@ -31,7 +31,7 @@ def one_surface(data: Path, surface: str, output: Path) -> Path:
         rows.query(  # the rows, by name
             "rows",
             f"""SELECT user_id, {own}, len(list_where(own[:target_start], own[:target_start])) AS target_start
-                FROM (SELECT *, [coalesce(name = '{surface}', false) FOR name IN surface] AS own FROM rows)
+                FROM (SELECT *, [coalesce(name = '{surface}', true) FOR name IN surface] AS own FROM rows)
                 WHERE list_contains(own[target_start + 1:], true)
                 ORDER BY user_id""",
         ).write_parquet(str(partial / split / "part-00000.parquet"))
@@ -47,7 +47,7 @@ class OwnHistory(ModelRanker):
 
     def asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         history = request["history"]
-        own = [i for i, surface in enumerate(history["surface"]) if surface == request["surface"]]
+        own = [i for i, surface in enumerate(history["surface"]) if surface in (None, request["surface"])]
         return {
             **super().asked(request),
             "history": {name: [column[i] for i in own] for name, column in history.items()},

@@ -1,7 +1,8 @@
 """Releases on one machine: a folder each below RELEASES, and `current`, a symbolic link that is swapped atomically.
 
-A release holds what a model's folder gives to the Hub, the catalogue and the index included, so that they are served
-together and rolled back together. A name below RELEASES is a whole release, or is not there.
+A release holds what a model's folder gives to the Hub, catalogue and index included, and the adapters in its
+`adapters/SURFACE`, so that they are served together and rolled back together. A name below RELEASES is a whole release,
+or is not there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def publish(model: str | os.PathLike[str], releases: str | os.PathLike[str]) -> 
         ValueError: model, catalogue and index do not belong together, or another release is under way.
     """
     source, root = Path(model), Path(releases)
-    listing = list_files(source)
+    adapters = {path.name: path for path in sorted((source / "adapters").glob("*")) if path.is_dir()}
+    files = [part / name for part in (source, *adapters.values()) for name in list_files(part).sizes]
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
         for left in root.glob("*.partial-*"):  # of a run that was killed: the lock says that nobody writes it
@@ -43,13 +45,17 @@ def publish(model: str | os.PathLike[str], releases: str | os.PathLike[str]) -> 
         now = time.time_ns()
         release = root / f"{time.strftime('%Y-%m-%dT%H%M%S', time.gmtime(now // 10**9))}.{now % 10**9 // 1000:06d}Z"
         with new_directory(release) as folder:
-            for name in listing.sizes:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, folder / name)
-                _flush(folder / name)
+            for file in files:
+                copy = folder / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+                _flush(copy)
             if (root / CURRENT).is_symlink():
                 (folder / PREVIOUS).write_text(os.readlink(root / CURRENT))
-            PinRecRetriever.from_pretrained(folder)  # checks that the parts belong together
+            # checks that the parts belong together
+            PinRecRetriever.from_pretrained(
+                folder, adapters={name: folder / "adapters" / name for name in adapters} or None
+            )
         _flush(root)
         _point(root, release.name)
     return release

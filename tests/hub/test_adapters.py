@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import pinrec_hf
 from pinrec_hf.cli import main
 from pinrec_hf.hub.adapters import ADAPTED, load_surface_adapters, save_surface_adapter
+from pinrec_hf.hub.release import publish
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import base_fingerprint, encode_requests, generate_requests
 from pinrec_hf.retrieval.history_cache import HistoryCache
@@ -305,3 +306,14 @@ def test_another_base_is_refused(base, adapters):
         model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     with pytest.raises(ValueError, match="another base"):
         load_surface_adapters(model, {"search": adapters["search"]})
+
+
+def test_a_release_carries_its_adapters(base, adapters, tmp_path):
+    folder, root = shutil.copytree(base, tmp_path / "model"), tmp_path / "releases"
+    shutil.copytree(adapters["search"], folder / "adapters" / "search")
+    good = publish(folder, root)
+    assert load_surface_adapters(load_pretrained(good)[0], {"search": root / "current" / "adapters" / "search"})
+    shutil.copytree(adapters["related"], folder / "adapters" / "shop")
+    with pytest.raises(ValueError, match="related"):  # an adapter of another surface than its folder says
+        publish(folder, root)
+    assert (root / "current").resolve() == good.resolve()

@@ -67,7 +67,7 @@ def adapter(tiny_data: Path, saved_model: Path, tmp_path_factory: pytest.TempPat
 def test_an_adapter_and_what_says_whose_it_is(adapter: Path, saved_model: Path) -> None:
     names = {path.name for path in adapter.iterdir()}
     kept = {"adapter_config.json", "adapter_model.safetensors", "surface_config.json"}
-    assert names == {*kept, "trainer_state.json", "training.json"}
+    assert names == {*kept, "trainer_state.json", "training.json", "data.json"}
     assert [path.name for path in adapter.parent.iterdir()] == ["pinrec-search"]
     about = json.loads((adapter / "surface_config.json").read_text())
     assert about["surface"] == "search"

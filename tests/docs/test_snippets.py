@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_items, tiny_log
+from tiny_world import tiny_items, tiny_log
 
 pytestmark = pytest.mark.e2e
 

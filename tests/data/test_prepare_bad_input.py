@@ -203,12 +203,12 @@ prepare(log, output_dir={str(out)!r}, time_unit="s")
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
-    for _ in range(500):
+    for _ in range(3_000):
         if list(out.parent.glob("data.partial-*/.work/log*")):
             break
         time.sleep(0.02)
     process.send_signal(2)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     assert process.returncode != 0
     assert os.listdir(out.parent) == []

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -358,7 +359,9 @@ def test_evaluate_refuses_foreign_baselines(saved_model, tiny_data, run, tmp_pat
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     words = ["simulate", "--size", "20000000", "--output-dir", str(tmp_path / "world")]
-    process = subprocess.Popen([sys.executable, "-m", "pinrec_hf", *words], stderr=subprocess.PIPE, text=True)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in a shell's background
+    command = [sys.executable, "-m", "pinrec_hf", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     for _ in range(600):
         if list(tmp_path.glob("world.partial-*")):
             break

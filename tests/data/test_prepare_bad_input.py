@@ -1,8 +1,10 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import duckdb
 import pyarrow as pa
@@ -199,15 +201,15 @@ log = pa.table({{"user_id": np.arange(n) % 1000, "item_id": np.arange(n), "times
 print("ready", flush=True)
 prepare(log, output_dir={str(out)!r}, time_unit="s")
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in a shell's background
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeded)
     assert process.stdout.readline() == "ready\n"
     for _ in range(3_000):
         if list(out.parent.glob("data.partial-*/.work/log*")):
             break
         time.sleep(0.02)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     assert process.returncode != 0

@@ -230,6 +230,7 @@ class OutcomeHead(nn.Module):
         self.up_proj = nn.Linear(size, 2 * size)
         self.down_proj = nn.Linear(2 * size, size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
+        self.hidden_dropout = nn.Dropout(config.head_dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.bias = ConditionBias(config) if config.similarity == "dot" else None
 
@@ -263,7 +264,7 @@ class OutcomeHead(nn.Module):
             shifts = torch.arange(MAX_REQUEST_FEATURES, device=features.device) * REQUEST_FEATURE_BITS
             codes = (features[..., None] >> shifts) & ((1 << REQUEST_FEATURE_BITS) - 1)
             conditions.append(self.features(codes).sum(-2))
-        hidden = self.dropout(hidden)
+        hidden = self.hidden_dropout(hidden)
         mixed = hidden + self.scale * sum(conditions)
         if self.pool is not None:
             pooled = self.dropout(self.pool(mixed, keys_and_values, ages))

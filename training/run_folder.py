@@ -1,11 +1,12 @@
 """The folders of one training run: checkpoints beside the output, and the output whole or absent."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pinrec_hf.data.output import only_run
 
 
 class RunFolder:
@@ -46,11 +47,7 @@ class RunFolder:
             yield
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        with open(self.checkpoints / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise FileExistsError(f"another run is writing to {self.checkpoints}; wait for it or stop it") from None
+        with only_run(self.checkpoints):
             yield
 
     @contextmanager

@@ -1,8 +1,9 @@
-"""A new output directory that is either complete or not there."""
+"""Directories that are written by one run at a time, and are either complete or not there."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -37,3 +38,23 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps every other run out of an existing folder until the block ends.
+
+    Raises:
+        FileExistsError: another process is in such a block.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: nothing to clean up
+        except BlockingIOError:
+            raise FileExistsError(
+                errno.EEXIST, f"another run is writing to {folder}; wait for it, or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(lock)

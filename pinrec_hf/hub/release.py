@@ -8,15 +8,12 @@ or is not there.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from pinrec_hf.data.output import new_directory
+from pinrec_hf.data.output import new_directory, only_run
 from pinrec_hf.hub.files import list_files
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 
@@ -33,13 +30,14 @@ def publish(model: str | os.PathLike[str], releases: str | os.PathLike[str]) -> 
 
     Raises:
         FileNotFoundError: no such model, or no index in it.
-        ValueError: model, catalogue and index do not belong together, or another release is under way.
+        FileExistsError: another release is under way.
+        ValueError: model, catalogue, index and adapters do not belong together.
     """
     source, root = Path(model), Path(releases)
     adapters = {path.name: path for path in sorted((source / "adapters").glob("*")) if path.is_dir()}
     files = [part / name for part in (source, *adapters.values()) for name in list_files(part).sizes]
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with only_run(root):
         for left in root.glob("*.partial-*"):  # of a run that was killed: the lock says that nobody writes it
             shutil.rmtree(left)
         now = time.time_ns()
@@ -71,7 +69,7 @@ def roll_back(releases: str | os.PathLike[str]) -> Path:
     root = Path(releases)
     if not (root / CURRENT).is_symlink():
         raise FileNotFoundError(errno.ENOENT, f"{root} has no current release; make one with `pinrec release`")
-    with _alone(root):
+    with only_run(root):
         now = os.readlink(root / CURRENT)
         before = (root / now / PREVIOUS).read_text().strip() if (root / now / PREVIOUS).is_file() else ""
         if not before or not (root / before).is_dir():
@@ -94,18 +92,5 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: nothing to clean up
-        except BlockingIOError:
-            raise ValueError(f"another release into {root} is under way; wait for it") from None
-        yield
     finally:
         os.close(handle)

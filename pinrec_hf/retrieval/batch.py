@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from pinrec_hf.data.output import only_run
 from pinrec_hf.retrieval.encode import weights_fingerprint
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 from pinrec_hf.retrieval.users import UserFiles
@@ -108,12 +108,7 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, f"{output} exists: choose another output directory, or remove it first")
     folder = output.with_name(output.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: nothing to clean up
-        except BlockingIOError:
-            raise FileExistsError(errno.EEXIST, f"another run is writing to {folder}; wait for it") from None
+    with only_run(folder):
         _describe(folder / ABOUT, about)
         try:
             yield folder
@@ -122,8 +117,6 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
             if folder.is_dir() and not any(folder.glob("part-*.parquet")):  # a refusal leaves nothing behind
                 (folder / ABOUT).unlink()
                 folder.rmdir()
-    finally:
-        os.close(lock)
 
 
 def _describe(path: Path, about: dict[str, Any]) -> None:

@@ -226,7 +226,7 @@ class ItemIndex:
         """Write `index.faiss`, `index.safetensors` and, last, `index.json`, without which nothing is loaded.
 
         Raises:
-            ValueError: another process is writing an index into this folder.
+            FileExistsError: another process is writing an index into this folder.
         """
         about = {
             "dimension": self.dimension,

@@ -7,13 +7,13 @@ index.faiss          the search structure, unless it lies on Milvus
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from typing import Any
 
 import numpy as np
 
+from pinrec_hf.data.output import only_run
 from pinrec_hf.modeling.catalogue_pinrec import map_safetensors
 from pinrec_hf.retrieval.faiss_index import FaissIndex, Neighbours
 from pinrec_hf.retrieval.milvus_index import MilvusIndex
@@ -32,30 +32,25 @@ def write_index(
     """Write an index into a folder, over any that is there.
 
     Raises:
-        ValueError: another process is writing an index into this folder.
+        FileExistsError: another process is writing an index into this folder.
     """
     os.makedirs(folder, exist_ok=True)
     files = ["index.safetensors", *([neighbours.file] if neighbours.file else [])]
     partial = {name: os.path.join(folder, f"{name}.partial-{os.getpid()}") for name in (*files, "index.json")}
-    lock = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: nothing to clean up
-        except BlockingIOError:
-            raise ValueError(f"another run is writing an index into {folder}; wait for it") from None
-        write_safetensors(partial["index.safetensors"], vectors, arrays)
-        if neighbours.file:
-            neighbours.write(partial[neighbours.file])
-        sizes = {name: os.path.getsize(partial[name]) for name in files}
-        with open(partial["index.json"], "w") as file:
-            json.dump({"format": FORMATS[-1], **neighbours.about(), **about, "bytes": sizes}, file, indent=2)
-        # Killed between two of these, the folder holds no index.json: no index, and never a mixture.
-        if os.path.exists(os.path.join(folder, "index.json")):
-            os.remove(os.path.join(folder, "index.json"))
-        for name, path in partial.items():
-            os.replace(path, os.path.join(folder, name))
+        with only_run(folder):
+            write_safetensors(partial["index.safetensors"], vectors, arrays)
+            if neighbours.file:
+                neighbours.write(partial[neighbours.file])
+            sizes = {name: os.path.getsize(partial[name]) for name in files}
+            with open(partial["index.json"], "w") as file:
+                json.dump({"format": FORMATS[-1], **neighbours.about(), **about, "bytes": sizes}, file, indent=2)
+            # Killed between two of these, the folder holds no index.json: no index, and never a mixture.
+            if os.path.exists(os.path.join(folder, "index.json")):
+                os.remove(os.path.join(folder, "index.json"))
+            for name, path in partial.items():
+                os.replace(path, os.path.join(folder, name))
     finally:
-        os.close(lock)
         for path in partial.values():
             if os.path.exists(path):
                 os.remove(path)

@@ -16,6 +16,7 @@ from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 IN_CATALOGUE = ("embedding", "features", "available_from", "available_until")
 FINGERPRINT = b"pinrec_catalogue"
+NOT_OF_ITS_TYPE = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # what Arrow says of a value that does not fit
 
 
 class ItemTable:
@@ -70,7 +71,7 @@ class ItemTable:
         kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
         try:
             return pa.array([text]).cast(kind)[0].as_py()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except NOT_OF_ITS_TYPE as error:
             raise ValueError(f"{name}={text!r}: the column holds {kind}") from error
 
     def mask(self, filters: Mapping[str, Any]) -> np.ndarray:
@@ -91,7 +92,7 @@ class ItemTable:
             values = list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else [wanted]
             try:
                 allowed = pa.array(values, kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            except NOT_OF_ITS_TYPE as error:
                 raise ValueError(f"filter {name}={values!r}: the column holds {kind} ({error})") from error
             flat = pc.list_flatten(column) if is_list else column
             good = np.asarray(pc.is_in(flat, value_set=allowed))

@@ -226,7 +226,7 @@ def test_two_runs_in_one_folder(tmp_path):
     index = ItemIndex.build(np.eye(3), **KEYS)
     lock = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match="another run is writing"):
+    with pytest.raises(FileExistsError, match="another run is writing"):
         index.save(tmp_path)
     os.close(lock)
     index.save(tmp_path)

@@ -264,6 +264,7 @@ def test_filters(retriever):
         ({"price": 1}, r"no column 'price'; they have \['title', 'market'\]"),
         ({"market": 3}, r"market=\[3\]: the column holds string"),
         ({"market": {"a": 1}}, "the column holds string"),
+        ({"market": "\ud800"}, "the column holds string"),
     ],
 )
 def test_filters_that_cannot_be_are_refused(retriever, filters, message):
@@ -288,6 +289,9 @@ def test_list_columns_and_nulls_in_filters(tmp_path):
     assert items.parse("year", "2020") == 2020
     with pytest.raises(ValueError, match="year='x': the column holds int64"):
         items.parse("year", "x")
+    for beyond in (2**70, -(2**70)):
+        with pytest.raises(ValueError, match="the column holds int64"):
+            items.mask({"year": beyond})
     with pytest.raises(ValueError, match="items of the catalogue"):
         ItemTable(tmp_path / "items.parquet", Catalogue.build([1, 2, 4]))
     with pytest.raises(ValueError, match="of the catalogue unknown"):

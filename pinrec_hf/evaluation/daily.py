@@ -51,9 +51,9 @@ def daily_figures(
         times = [at for at in request["history"].get("timestamp") or () if at is not None]
         if times and request["timestamp"] is not None:
             ages.append(request["timestamp"] - times[-1])
-        budget = (config.outcome_budgets or {}).get(request["surface"]) or {"any": 1.0}
-        for name, slots in zip(budget, allocate_slots(np.array(list(budget.values())), k).tolist(), strict=True):
-            asked[name] = asked.get(name, 0) + slots
+        budget = retriever.model.resolve_budget(request["surface"])
+        for outcome, slots in zip(budget, allocate_slots(np.array(list(budget.values())), k).tolist(), strict=True):
+            asked[outcome or "any"] = asked.get(outcome or "any", 0) + slots
     found = retriever.search(requests, k)
     for place in found.outcomes[found.outcomes >= 0].tolist():
         name = found.names[place] or "any"

@@ -4,7 +4,8 @@
     python benchmarks/retrieval.py --row kuairand         # one data set
     python benchmarks/retrieval.py --row memory           # peak memory on 10^7 simulated rows; needs no public data
 
-Models, trials and prepared data lie in runs/benchmark/; a killed run goes on where it was.
+Models and prepared data lie in runs/benchmark/; a killed run goes on where it was. What a trial gave on validation is
+kept in benchmarks/results/<set>-trials.json: it is not trained again unless its plan changed.
 """
 
 import argparse
@@ -34,11 +35,10 @@ from runs import (
 )
 from runs import record as record_rows
 
-from pinrec_hf.evaluation.baselines import ARCHITECTURES
+from pinrec_hf.data.dataset_folder import build_tokenizer
 from pinrec_hf.evaluation.evaluate import Evaluation, compare
 from pinrec_hf.evaluation.popularity import best_popularity
-from pinrec_hf.evaluation.protocol import Requests, load_requests
-from pinrec_hf.retrieval.pretrained import load_pretrained
+from pinrec_hf.evaluation.protocol import load_requests
 
 PLAN = read_plan("retrieval")
 
@@ -52,34 +52,36 @@ def run_dataset(name: str) -> dict[str, Any]:
         return pretrained(RUNS / name / f"{architecture}-{trial['name']}-{seed}", architecture, plan, data, trial, seed)
 
     hide_time = plan["arguments"].get("time_dropout", 0) >= 1
-    tokenizer = None
+    catalogue = build_tokenizer(data, model_max_length=plan["config"]["max_position_embeddings"]).catalogue
+    requests = {split: load_requests(data, split, catalogue) for split in ("validation", "test")}
     systems: dict[str, list[Evaluation]] = {}
-    trials = []
-    requests: dict[str, Requests] = {}
-    for architecture in plan["architectures"]:
-        best: tuple[float, dict[str, Any]] | None = None
+    path = RESULTS / f"{name}-trials.json"
+    trials = json.loads(path.read_text())["trials"] if path.exists() else []
+    for architecture, own in plan["architectures"].items():
+        tried = []
         for trial in plan["trials"]:
-            folder = train(architecture, trial, plan["seeds"][0])
-            if tokenizer is None:
-                tokenizer = load_pretrained(folder, model_class=ARCHITECTURES[architecture][1])[1]
-                requests = {s: load_requests(data, s, tokenizer.catalogue) for s in ("validation", "test")}
-            result = measured(folder, requests["validation"], architecture, hide_time=hide_time)
-            state = json.loads((folder / "trainer_state.json").read_text())
-            value = result.metrics[plan["metric"]].value
-            trials.append(
-                {"architecture": architecture, "trial": trial, "steps": state["global_step"],
-                 "validation": {k: m.value for k, m in result.metrics.items()}}
-            )  # fmt: skip
-            if best is None or value > best[0]:
-                best = (value, trial)
-        assert best is not None  # a plan has trials
-        chosen = best[1]
+            about = {
+                "architecture": architecture,
+                "trial": trial,
+                "arguments": plan["arguments"],
+                "config": {**plan["config"], **own},
+            }
+            known = [t for t in trials if all(t.get(key) == value for key, value in about.items())]
+            if not known:
+                folder = train(architecture, trial, plan["seeds"][0])
+                result = measured(folder, requests["validation"], architecture, hide_time=hide_time)
+                state = json.loads((folder / "trainer_state.json").read_text())
+                validation = {metric: m.value for metric, m in result.metrics.items()}
+                known = [{**about, "steps": state["global_step"], "validation": validation}]
+                trials = [t for t in trials if (t["architecture"], t["trial"]["name"]) != (architecture, trial["name"])]
+                trials += known
+                write_json(path, {"trials": trials})
+            tried += known
+        chosen = max(tried, key=lambda t: t["validation"][plan["metric"]])["trial"]
         folders = [train(architecture, chosen, seed) for seed in plan["seeds"]]
         systems[architecture] = [measured(f, requests["test"], architecture, hide_time=hide_time) for f in folders]
         curves = {f.name: json.loads((f / "trainer_state.json").read_text())["log_history"] for f in folders}
         write_json(RESULTS / f"{name}-{architecture}-curves.json", {"trial": chosen, "log_history": curves})
-    write_json(RESULTS / f"{name}-trials.json", {"trials": trials})
-    catalogue = tokenizer.catalogue  # type: ignore[union-attr]
     return {"systems": systems, "requests": requests["test"], "catalogue": catalogue, "data": data}
 
 

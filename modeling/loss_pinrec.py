@@ -55,39 +55,21 @@ def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]
     return part, _GatherRows.apply(ids), [_GatherRows.apply(table) for table in padded]
 
 
-def members(item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
-    """Which items of the pool are among each row's items.
+def places_in_pool(rows: Tensor, item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
+    """Where the pool holds items of this process's table.
 
     Args:
-        item_ids (`torch.LongTensor` of shape `(batch, items)`): a row's own items.
+        rows (`torch.LongTensor` of shape `(n, items)`): rows of this process's table.
+        item_ids (`torch.LongTensor`): ids of this process's table.
         pool_ids (`torch.LongTensor` of shape `(pool,)`): ascending within each process's part of length `part`.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch, pool)`.
-    """
-    found = []
-    for ids in pool_ids.split(part):
-        place = torch.searchsorted(ids, item_ids).clamp(max=part - 1)
-        hit = (ids[place] == item_ids).to(torch.int32)
-        counts = torch.zeros(item_ids.shape[0], part, dtype=torch.int32, device=item_ids.device)
-        found.append(counts.scatter_add_(1, place, hit) > 0)
-    return torch.cat(found, dim=1)
-
-
-def places_of_hard(hard: Tensor, item_ids: Tensor, pool_ids: Tensor, part: int) -> Tensor:
-    """Where the pool holds each position's hard negatives.
-
-    Args:
-        hard (`torch.LongTensor` of shape `(positions, n)`): rows of this process's pool.
-        item_ids (`torch.LongTensor`): ids of this process's pool. pool_ids, part: see `members`.
-
-    Returns:
-        `torch.LongTensor` of shape `(positions, copies, n)`: first the place in this process's part, then those of
-        the same item in the others'.
+        `torch.LongTensor` of shape `(n, copies, items)`: first the place in this process's part, then those of the
+        same item in the others'.
     """
     if len(pool_ids) == part:
-        return hard[:, None]
-    own, ids = hard + part * dist.get_rank(), item_ids[hard]
+        return rows[:, None]
+    own, ids = rows + part * dist.get_rank(), item_ids[rows]
     copies = [own]
     for number, part_ids in enumerate(pool_ids.split(part)):
         place = torch.searchsorted(part_ids, ids).clamp(max=part - 1)
@@ -111,22 +93,21 @@ def likeliest(embeddings: Tensor, items: Tensor, labels: Tensor, groups: Tensor)
     return labels.where(scores == best.gather(1, groups), -100)
 
 
-def _excluded(own: Tensor, row: Tensor, times: Tensor, availability: Tensor | None) -> Tensor:
-    """`(positions, pool)`: which items are no negatives of which position."""
-    excluded = own[row]
-    if availability is not None:
-        at = times[:, None]
-        live = (availability[:, 0] <= at) & (at < availability[:, 1])
-        excluded = excluded | (~live & (at >= 0))
-    return excluded
-
-
-def _logits(queries: Tensor, pool: Tensor, log_weights: Tensor, hard: Tensor | None) -> Tensor:
-    """`(positions, pool)`: corrected scores; a position's own hard negatives are there once, uncorrected."""
+def _logits(
+    queries: Tensor, pool: Tensor, log_weights: Tensor, own: Tensor, times: Tensor, availability: Tensor | None,
+    hard: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """`(positions, pool)`: corrected scores, -inf where an item is no negative; a position's own hard negatives are
+    there once, uncorrected."""
     if hard is not None:
         log_weights = log_weights.expand(len(hard), -1).scatter(1, hard.flatten(1), float("-inf"))
         log_weights = log_weights.scatter(1, hard[:, 0], 0.0)
-    return torch.addmm(log_weights, queries, pool.T)
+    logits = torch.addmm(log_weights, queries, pool.T).scatter_(1, own, float("-inf"))
+    if availability is not None:
+        at = times[:, None]
+        live = (availability[:, 0] <= at) & (at < availability[:, 1])
+        logits = logits.masked_fill(~live & (at >= 0), float("-inf"))
+    return logits
 
 
 class _WeightedSoftmax(torch.autograd.Function):
@@ -149,9 +130,10 @@ class _WeightedSoftmax(torch.autograd.Function):
         total = queries.new_zeros(())
         for start in range(0, len(queries), _WeightedSoftmax.BLOCK):
             block = slice(start, start + _WeightedSoftmax.BLOCK)
-            excluded = _excluded(own, row[block], times[block], availability)
-            logits = _logits(queries[block], pool, log_weights, None if hard is None else hard[block])
-            logits.masked_fill_(excluded, float("-inf"))
+            logits = _logits(
+                queries[block], pool, log_weights, own[row[block]], times[block], availability,
+                None if hard is None else hard[block],
+            )  # fmt: skip
             positive = positive_logits[block]
             top = torch.maximum(logits.amax(1), positive)
             logits.sub_(top[:, None]).exp_()
@@ -190,7 +172,8 @@ def sampled_softmax_loss(
         pool (`torch.FloatTensor` of shape `(pool, d)`): item embeddings of the negatives.
         log_weights (`torch.FloatTensor` of shape `(pool,)`): log of count over expected count; -inf if undrawn,
             0 for a full softmax.
-        own (`torch.BoolTensor` of shape `(batch, pool)`): a row's own items, the targets included: no negatives.
+        own (`torch.LongTensor` of shape `(batch, items)`): places in the pool of a row's own items, the targets
+            included: no negatives.
         row (`torch.LongTensor` of shape `(positions,)`): each position's row.
         times (`torch.LongTensor` of shape `(positions,)`): of the requests, -1 unknown.
         availability (`torch.LongTensor` of shape `(pool, 2)`, *optional*): an item is a negative from, until
@@ -214,8 +197,7 @@ def sampled_softmax_loss(
                 queries, positives, pool, log_weights, own, row, times, availability, weights, hard
             )
         # a compiler makes its own blocks, and can't follow a loop over a number of positions that it doesn't know
-        logits = _logits(queries, pool, log_weights, hard)
-        logits = logits.masked_fill(_excluded(own, row, times, availability), float("-inf"))
+        logits = _logits(queries, pool, log_weights, own[row], times, availability, hard)
         positive = (queries * positives).sum(-1)
         top = torch.maximum(logits.amax(1), positive).detach()
         normaliser = (logits - top[:, None]).exp().sum(1) + (positive - top).exp()

@@ -29,7 +29,7 @@ from .configuration_pinrec import FIRST_ITEM, PinRecConfig
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
 from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import ConditionBias, OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
-from .loss_pinrec import gather_pool, likeliest, members, places_of_hard, sampled_softmax_loss
+from .loss_pinrec import gather_pool, likeliest, places_in_pool, sampled_softmax_loss
 from .vocabulary_pinrec import PinRecVocabulary
 
 
@@ -366,7 +366,6 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
         if self.log_temperature is not None:
             queries = queries / self.log_temperature.exp().clamp(min=0.01)
 
-        own = item_ids[torch.cat([event_items, safe], 1)]
         part, pool_ids, pool = len(item_ids), item_ids, items
         if self.config.softmax == "full":
             log_weights = torch.zeros_like(item_ids, dtype=torch.float32)
@@ -386,11 +385,11 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             log_weights = log_weights.masked_fill(expected == 0, float("-inf"))
         log_weights = log_weights.masked_fill(pool_ids < FIRST_ITEM, float("-inf"))
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[valid]
-        hard = None if hard_negatives is None else places_of_hard(hard_negatives[valid], item_ids, pool_ids, part)
+        own = places_in_pool(torch.cat([event_items, safe], 1), item_ids, pool_ids, part).flatten(1)
+        hard = None if hard_negatives is None else places_in_pool(hard_negatives[valid], item_ids, pool_ids, part)
         loss = sampled_softmax_loss(
-            queries, items[targets], pool, log_weights, members(own, pool_ids, part), row, times[valid], availability,
-            weights, hard,
-        )  # fmt: skip
+            queries, items[targets], pool, log_weights, own, row, times[valid], availability, weights, hard
+        )
         count = valid.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         return loss / count.clamp(min=1)  # a batch may hold no target at all
 

@@ -14,8 +14,7 @@ from pinrec_hf.modeling.loss_pinrec import (
     _WeightedSoftmax,
     gather_pool,
     likeliest,
-    members,
-    places_of_hard,
+    places_in_pool,
     sampled_softmax_loss,
 )
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
@@ -32,7 +31,7 @@ def plain_loss(queries, positives, pool, log_weights, own, row, times, availabil
         for j in range(len(pool)):
             dead = availability is not None and not availability[j, 0] <= times[p] < availability[j, 1]
             log_weight = 0 if hard is not None and j in hard[p, 0] else log_weights[j]
-            if not own[row[p], j] and not (dead and times[p] >= 0) and log_weight > -torch.inf:
+            if j not in own[row[p]] and not (dead and times[p] >= 0) and log_weight > -torch.inf:
                 logits.append(queries[p] @ pool[j] + log_weight)
         total = total + weights[p] * (torch.stack(logits).logsumexp(0) - logits[0])
     return total
@@ -48,7 +47,7 @@ def example(positions: int, pool: int, dtype: torch.dtype = torch.float64, rows:
         "log_weights": torch.randn(pool, generator=g, dtype=dtype).where(
             torch.rand(pool, generator=g) > 0.2, -torch.inf
         ),
-        "own": torch.rand(rows, pool, generator=g) < 0.3,
+        "own": torch.randint(pool, (rows, pool // 3), generator=g),
         "row": torch.randint(rows, (positions,), generator=g),
         "times": torch.randint(-1, 10, (positions,), generator=g),
         "availability": torch.randint(0, 10, (pool, 2), generator=g).sort(1).values,
@@ -96,9 +95,9 @@ def test_extreme_logits_and_an_empty_pool():
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(given[name].grad).all() for name in ("queries", "positives", "pool"))
-    given["own"][:] = True  # nothing but the positive is left
+    given["own"] = torch.arange(5).expand(4, -1)  # nothing but the positive is left
     assert sampled_softmax_loss(**given) == 0
-    given["own"][:] = False
+    given["own"] = given["own"][:, :0]
     given["log_weights"][:] = -torch.inf
     assert sampled_softmax_loss(**given) == 0
 
@@ -115,19 +114,13 @@ def test_bf16_is_computed_in_float32():
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
 
 
-def test_members():
+def test_places_in_pool(monkeypatch):
     pool = torch.tensor([0, 1, 4, 9, 0, 1, 9, 2**63 - 1])  # two processes' parts, the second padded
-    own = torch.tensor([[9, 9, 4], [0, 7, 100]])
-    assert members(own, pool, part=4).int().tolist() == [[0, 0, 1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0, 0, 0]]
-
-
-def test_places_of_hard(monkeypatch):
-    pool = torch.tensor([0, 1, 4, 9, 0, 1, 9, 2**63 - 1])
     rows = torch.tensor([[2, 1], [1, 2]])
-    assert places_of_hard(rows, pool[:4], pool[:4], 4).tolist() == [[[2, 1]], [[1, 2]]]
+    assert places_in_pool(rows, pool[:4], pool[:4], 4).tolist() == [[[2, 1]], [[1, 2]]]
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     # of the second process, whose items 9 and 1 the first process holds too
-    assert places_of_hard(rows, pool[4:7], pool, 4).tolist() == [
+    assert places_in_pool(rows, pool[4:7], pool, 4).tolist() == [
         [[6, 5], [3, 1], [6, 5]],
         [[5, 6], [1, 3], [5, 6]],
     ]

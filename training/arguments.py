@@ -95,7 +95,11 @@ class FinetuningArguments:
         default=False, metadata={"help": "Train the item encoder too: the model then needs an index of its own."}
     )
     impression_negatives: bool = field(
-        default=True, metadata={"help": "Whether what was ignored in a feed view is a hard negative of its targets."}
+        default=True,
+        metadata={
+            "help": "Whether what was ignored in a feed view is a hard negative of its targets; under a full softmax "
+            "it is a negative like every other item."
+        },
     )
     outcome_budget: str | None = field(
         default=None,

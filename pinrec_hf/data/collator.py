@@ -198,7 +198,8 @@ class FinetuningCollator(TargetCollator):
     """Targets of feed views, as `view_windows` found them, each predicted from its view's request.
 
     Args:
-        impression_negatives (`bool`): whether the view's ignored items are hard negatives of its targets.
+        impression_negatives (`bool`): whether the view's ignored items are hard negatives of its targets. A full
+            softmax has every item as a negative, them too, so that it says nothing there.
     """
 
     impression_negatives: bool = True
@@ -207,7 +208,7 @@ class FinetuningCollator(TargetCollator):
         names = ("events", "items", "surfaces", "outcomes", "timestamps", "offsets", "weights", "features")
         targets = {name: window[f"target_{name}"] for name in names}
         targets = self._with_choices(window, {**targets, "label_timestamps": targets["timestamps"]})
-        if self.impression_negatives:
+        if self.impression_negatives and not self.full_softmax:
             targets |= {name: window[name] for name in ("hard_items", "hard_counts")}
         return targets
 

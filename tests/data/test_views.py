@@ -279,7 +279,8 @@ def test_a_batch():
     assert hard == [["aa", "bd"], ["fe", "??"]]  # padded with the label; the last is no target
     assert not batch["negative_counts"].any()  # nobody drew them
     assert names(ids[FIRST_ITEM:]) == "abcdef"
-    assert "hard_negatives" not in collate(windows_of(history("a+ b.")), impression_negatives=False)
+    for without in ({"impression_negatives": False}, {"full_softmax": True}):
+        assert "hard_negatives" not in collate(windows_of(history("a+ b.")), **without)
     assert collate(windows_of(history("a+ | c+")))["hard_negatives"].shape == (1, 2, 0)
 
 

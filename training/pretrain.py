@@ -29,6 +29,7 @@ from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments, parse_arguments
 from pinrec_hf.training.defaults import choose_batches, default_config
+from pinrec_hf.training.priors import begin_at_priors
 from pinrec_hf.training.record import write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
@@ -144,7 +145,11 @@ def train(
 ) -> PinRecTrainer:
     """Trains a model of `run`; returns the trainer with the best weights in `trainer.model`."""
     set_seed(training_args.seed)
-    model = run.model_class(run.config) if run.warm is None else run.warm.model
+    if run.warm is None:
+        model = run.model_class(run.config)
+        begin_at_priors(model, run.dataset, run.tokenizer.positive_mask)
+    else:
+        model = run.warm.model
     requests = load_requests(
         data_args.data, "validation", run.tokenizer.catalogue, max_users=data_args.validation_users, seed=0
     )

@@ -105,23 +105,40 @@ class SequenceDataset(torch.utils.data.Dataset):
         before in the window.
         """
         counts = np.zeros(num_items + FIRST_ITEM, np.int64)
-        for windows, items, _ in self._all_targets(positive_mask, num_items):
-            counts += np.bincount(items[self._kept[windows]], minlength=len(counts))
+        for windows, targets in self._all_targets(positive_mask, num_items):
+            counts += np.bincount(targets["items"][self._kept[windows]], minlength=len(counts))
         return counts
+
+    def condition_counts(self, positive_mask: int, num_items: int, num_surfaces: int, num_outcomes: int) -> np.ndarray:
+        """The same under each surface, then each outcome: int64 `(num_items + 2, num_surfaces + num_outcomes)`.
+
+        A target with several outcomes counts under all of them.
+        """
+        counts = np.zeros((num_surfaces + num_outcomes, num_items + FIRST_ITEM), np.int64)
+        for windows, targets in self._all_targets(positive_mask, num_items):
+            items, where, what = (targets[name][self._kept[windows]] for name in ("items", "surfaces", "outcomes"))
+            under = [where == i + 1 for i in range(num_surfaces)]
+            under += [(what & positive_mask & 1 << i + 1) != 0 for i in range(num_outcomes)]
+            for row, mask in zip(counts, under, strict=True):
+                row += np.bincount(items[mask], minlength=len(row))
+        return counts.T
 
     def keep_recent(self, positive_mask: int, num_items: int, *, since: int, replay: float, seed: int) -> None:
         """Keeps the windows with a target after `since` (seconds), and a random share `replay` of the others."""
         self._kept = np.random.default_rng(seed).random(len(self._kept)) < replay
-        for windows, _, times in self._all_targets(positive_mask, num_items):
-            self._kept[windows[times > since]] = True
+        for windows, targets in self._all_targets(positive_mask, num_items):
+            self._kept[windows[targets["timestamps"] > since]] = True
         self._rows, self._parts = self._rows[self._kept], self._parts[self._kept]
 
-    def _all_targets(self, positive_mask: int, num_items: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Window, item id and time of each target, a chunk of rows at a time; windows are counted before any was left
-        out."""
-        chunks = [self._columns[name].chunks() for name in ("types", "items", "outcomes", "timestamps")]
+    def _all_targets(self, positive_mask: int, num_items: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Window and columns of each target, a chunk of rows at a time; windows are counted before any was left out."""
+        names = ("types", "items", "outcomes", "timestamps", "surfaces")
         row = 0
-        for lengths, types, items, outcomes, times in zip(self._columns["items"].chunk_lengths, *chunks, strict=True):
+        for lengths, *values in zip(
+            self._columns["items"].chunk_lengths, *(self._columns[name].chunks() for name in names), strict=True
+        ):
+            columns = dict(zip(names, values, strict=True))
+            types, items, outcomes = (columns[name] for name in ("types", "items", "outcomes"))
             acted = np.flatnonzero((types == ITEM_EVENT) & (items >= FIRST_ITEM) & (outcomes > 1))
             parts = (np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))) // self.window
             windows = np.repeat(self._first[row : row + len(lengths)], lengths) + parts
@@ -129,7 +146,7 @@ class SequenceDataset(torch.utils.data.Dataset):
             keys = windows[acted] * (num_items + FIRST_ITEM) + items[acted]
             first = acted[np.unique(keys, return_index=True)[1]]
             first = first[(outcomes[first] & positive_mask) != 0]
-            yield windows[first], items[first], times[first]
+            yield windows[first], {name: column[first] for name, column in columns.items()}
 
     def time_range(self) -> tuple[int, int]:
         """Earliest and latest known time of the targets, seconds since epoch; (0, 0) if none is known."""

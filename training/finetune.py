@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, set_seed
@@ -177,9 +178,10 @@ def main() -> None:
     with folder.locked():
         checkpoint = newest_checkpoint(folder.checkpoints)
         trainer = train(run, requests, data_args, training_args, resume_from=checkpoint)
-        if trainer.is_world_process_zero():
+        model = trainer.finished_model(lambda: adapt(load_pretrained(run.base)[0], args))
+        if model is not None:
             with folder.publish() as output:
-                save(trainer, run, args, data_args.data, output)
+                save(model, trainer, run, args, data_args.data, output)
                 write_training_record(
                     output,
                     "training/finetune.py",
@@ -189,9 +191,10 @@ def main() -> None:
                 )
 
 
-def save(trainer: PinRecTrainer, run: Finetuning, args: FinetuningArguments, data: str | Path, output: Path) -> None:
+def save(
+    model: Any, trainer: PinRecTrainer, run: Finetuning, args: FinetuningArguments, data: str | Path, output: Path
+) -> None:
     """The adapter, or the whole model as `training/pretrain.py` leaves one; and the run's log."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if args.lora:
         save_surface_adapter(
             model,

@@ -191,9 +191,10 @@ def main() -> None:
     with folder.locked():
         checkpoint = newest_checkpoint(folder.checkpoints)
         trainer = train(run, data_args, training_args, resume_from=checkpoint)
-        if trainer.is_world_process_zero():
+        model = trainer.finished_model(lambda: run.model_class(run.config))
+        if model is not None:
             with folder.publish() as output:
-                save(trainer, run, data_args.data, output)
+                save(model, trainer, run, data_args.data, output)
                 write_training_record(
                     output,
                     "training/pretrain.py",
@@ -203,10 +204,10 @@ def main() -> None:
                 )
 
 
-def save(trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
+def save(model: PinRecModel, trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
     """Model, tokenizer with catalogue and item columns, the code for `trust_remote_code`, the run's log, and the
     data's metadata."""
-    save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, output)
+    save_model(model, run.tokenizer, output)
     before = None if run.warm is None else run.warm.folder / "items.parquet"
     write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue, before)
     shutil.copyfile(Path(data) / "metadata.json", output / "data.json")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -87,6 +88,13 @@ class PinRecTrainer(Trainer):
             self.optimizer_cls_and_kwargs = TableAdamW, options
         return super().create_optimizer(model)
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            # validation encodes the catalogue: outside of `forward`, where nobody gathers the weights
+            register_fsdp_forward_method(self.model, "get_item_features")
+        return prepared
+
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         sparse = any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
         return clip_gradients(model.parameters(), self.args.max_grad_norm) if sparse else super()._clip_grad_norm(model)
@@ -122,6 +130,24 @@ class PinRecTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def finished_model(self, make: Callable[[], nn.Module]) -> Any:
+        """The trained model with all of its weights; `None` in other processes than the first.
+
+        Every process has to call it: where they share the model (FSDP), each gives its part.
+
+        Args:
+            make: an untrained model of the same shape, for the weights of a shared one.
+        """
+        shared = self.is_fsdp_enabled
+        weights = self.accelerator.get_state_dict(self.model) if shared else None
+        if not self.is_world_process_zero():
+            return None
+        if weights is None:
+            return self.accelerator.unwrap_model(self.model)
+        model = make()
+        model.load_state_dict(weights)
+        return model
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)

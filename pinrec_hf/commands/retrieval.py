@@ -22,7 +22,8 @@ def add_commands(commands: Any) -> None:
         "index",
         index,
         "embed a model's catalogue and write the index into the model's folder",
-        "  pinrec index --model pinrec-base\n  pinrec index --model pinrec-base --tune --data data --recall 0.95",
+        "  pinrec index --model pinrec-base\n  pinrec index --model pinrec-base --tune --data data --recall 0.95\n"
+        "  accelerate launch --num_processes 8 -m pinrec_hf index --model pinrec-base     # items encoded by all",
     )
     parser.add_argument("--model", required=True, help="the model's folder")
     parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by size and memory)")
@@ -131,6 +132,8 @@ def index(args: argparse.Namespace) -> None:
         tune_on=args.data,
         recall=args.recall,
     )
+    if built is None:
+        return
     result = {"model": args.model, "kind": built.kind, "num_items": len(built), "dimension": built.dimension}
     if args.json:
         print_json(result)

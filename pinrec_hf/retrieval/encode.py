@@ -45,7 +45,8 @@ def encode_items(
     model.eval()
     rows = np.arange(len(tokenizer.catalogue)) if rows is None else rows
     parts = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="Encoding items", disable=len(rows) <= batch_size):
+    starts = range(0, len(rows), batch_size)
+    for start in tqdm(starts, desc="Encoding items", leave=False, disable=len(rows) <= batch_size):
         table = tokenizer.item_table(rows[start : start + batch_size] + FIRST_ITEM)
         tensors = {name: torch.from_numpy(value).to(model.device) for name, value in table.items()}
         parts.append(model.get_item_features(**tensors).float().cpu().numpy())

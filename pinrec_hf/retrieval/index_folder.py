@@ -7,6 +7,7 @@ index.faiss          the search structure, unless it lies on Milvus
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from typing import Any
@@ -39,6 +40,8 @@ def write_index(
     partial = {name: os.path.join(folder, f"{name}.partial-{os.getpid()}") for name in (*files, "index.json")}
     try:
         with only_run(folder):
+            for left in glob.glob(os.path.join(glob.escape(os.fspath(folder)), "index.*.partial-*")):
+                os.remove(left)  # of a run that was killed: the lock says that nobody writes it
             write_safetensors(partial["index.safetensors"], vectors, arrays)
             if neighbours.file:
                 neighbours.write(partial[neighbours.file])

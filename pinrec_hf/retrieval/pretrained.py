@@ -115,8 +115,10 @@ def weights_hash(folder: str | os.PathLike[str]) -> str:
 
 
 def best_device() -> str:
-    """`"cuda"`, `"mps"` or `"cpu"`: the best that is there."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """`"cuda:0"`, `"mps"` or `"cpu"`: the best that is there; of processes launched together each has its own GPU."""
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_belongs(model: PinRecModel, tokenizer: PinRecTokenizer) -> None:

@@ -114,7 +114,7 @@ def test_two_processes_make_the_losses_of_one(tiny_data: Path, model, tokenizer,
         "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 6,
     }  # fmt: skip
     run_here(monkeypatch, *arguments(tiny_data, quiet, tmp_path / "one", **changes, per_device_train_batch_size=8))
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29573")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     two = run(*arguments(tiny_data, quiet, tmp_path / "two", **changes), launcher=launcher)
     assert two.returncode == 0, two.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)

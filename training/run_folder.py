@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pinrec_hf.data.output import only_run
+from pinrec_hf.data.output import new_directory, only_run
 
 
 class RunFolder:
@@ -53,12 +53,6 @@ class RunFolder:
     @contextmanager
     def publish(self) -> Iterator[Path]:
         """A folder to fill; it becomes `output_dir` when the block ends without an error, and the checkpoints go."""
-        partial = self.output.with_name(f"{self.output.name}.partial-{os.getpid()}")
-        partial.mkdir()
-        try:
+        with new_directory(self.output) as partial:
             yield partial
-            os.replace(partial, self.output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         shutil.rmtree(self.checkpoints)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,7 +16,8 @@ from pathlib import Path
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Build a directory beside its final place; it gets its name when the block ends without an exception.
 
-    Whatever ends the block early (an error, Ctrl-C, a full disk) removes what was written.
+    Whatever ends the block early (an error, Ctrl-C, a full disk) removes what was written; what a run left that was
+    killed is removed by the next one of the same name.
 
     Raises:
         FileExistsError: something is at `path`, at the start or, from another run, at the end.
@@ -26,15 +28,19 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, taken)
     partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f"{glob.escape(final.name)}.partial-*"):
+        with suppress(OSError), only_run(left):  # a run that lives holds the lock
+            shutil.rmtree(left)
     partial.mkdir()
     try:
-        yield partial
-        try:
-            os.rename(partial, final)
-        except OSError as error:
-            if os.path.lexists(final):
-                raise FileExistsError(errno.EEXIST, f"another run wrote it meanwhile: {taken}") from error
-            raise
+        with only_run(partial):
+            yield partial
+            try:
+                os.rename(partial, final)
+            except OSError as error:
+                if os.path.lexists(final):
+                    raise FileExistsError(errno.EEXIST, f"another run wrote it meanwhile: {taken}") from error
+                raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

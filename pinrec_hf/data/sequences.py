@@ -50,21 +50,25 @@ def events(rows: ir.Table, view_gap_minutes: float) -> ir.Table:
         rows = rows.group_by([*key, "outcomes"]).agg(late=rows.late.collect().flatten().unique())
     else:
         rows = rows.mutate(outcomes=_names(rows.outcomes))
-    rows = _number_views(rows, view_gap_minutes)
+    # the one sort by all columns; what follows orders by this number
+    in_order = ibis.window(group_by="user_id", order_by=_order(rows))
+    rows = _number_views(rows.mutate(seq=ibis.row_number().over(in_order)), view_gap_minutes)
     if "late" in rows.columns:
         late = rows.filter(rows.late.length() > 0)
         late = late.mutate(late=late.late.unnest())
         late = late.mutate(time=late.late.f2, outcomes=ibis.array([late.late.f1]))
         rows = rows.drop("late").union(late.drop("late"))
-    in_order = ibis.window(group_by="user_id", order_by=_order(rows))
-    rows = rows.mutate(seq=ibis.row_number().over(in_order), timestamp=rows.time // MICROS)
+        order = [ibis.asc(rows[name], nulls_first=True) for name in ("time", "seq", "outcomes")]
+        rows = rows.mutate(seq=ibis.row_number().over(ibis.window(group_by="user_id", order_by=order)))
+    rows = rows.mutate(timestamp=rows.time // MICROS)
     return rows.select("user_id", "seq", *EVENT, *optional)
 
 
 def _names(outcomes: ir.ArrayValue) -> ir.ArrayValue:
     """An event's outcomes as a sorted set; null where nothing but unknown names was given."""
     names = outcomes.filter(lambda name: name.notnull())
-    return ibis.ifelse((names.length() == 0) & (outcomes.length() > 0), None, names.unique().sort())
+    known = ibis.ifelse((names.length() == 0) & (outcomes.length() > 0), None, names.unique().sort())
+    return ibis.ifelse(outcomes.length() == 0, outcomes, known)  # most rows of a log: nothing to compute
 
 
 def _split_outcomes(rows: ir.Table) -> ir.Table:
@@ -89,7 +93,6 @@ def _order(rows: ir.Table) -> list[ir.Value]:
         "item_id",
         "surface",
         *OPTIONAL,
-        "given_id",
         "request_id",
         "outcomes",
     ]
@@ -103,29 +106,21 @@ def _number_views(rows: ir.Table, gap_minutes: float) -> ir.Table:
     Without a given one, a view ends at a change of surface, query or context item, at a gap, and wherever a
     time is unknown (nothing says that two such events came together).
     """
-    given = "request_id" in rows.columns
-    if given:
-        rows = rows.rename(given_id="request_id")
-    order = _order(rows)
-    user = ibis.window(group_by="user_id", order_by=order)
-    if given:
-        first = ibis.row_number().over(ibis.window(group_by=["user_id", "given_id"], order_by=order)) == 0
-        rows = rows.mutate(begins=rows.given_id.isnull() | first)
-    else:
-        gap = rows.time - rows.time.lag().over(user)
-        begins = gap.isnull() | (gap > int(gap_minutes * 60 * MICROS))
-        for name in ("surface", "query", "context_item_id"):
-            if name in rows.columns:
-                begins = begins | ~rows[name].identical_to(rows[name].lag().over(user))
-        rows = rows.mutate(begins=begins)
-    so_far = ibis.cumulative_window(group_by="user_id", order_by=_order(rows))
-    rows = rows.mutate(request_id=rows.begins.nullif(False).count().over(so_far) - 1)
-    if given:
-        first_number = rows.request_id.min().over(ibis.window(group_by=["user_id", "given_id"]))
-        rows = rows.mutate(request_id=ibis.ifelse(rows.given_id.isnull(), rows.request_id, first_number)).drop(
-            "given_id"
-        )
-    return rows.drop("begins")
+    user = ibis.window(group_by="user_id", order_by="seq")
+    if "request_id" in rows.columns:
+        view = ibis.window(group_by=["user_id", "request_id"])
+        opens = ibis.ifelse(rows.request_id.isnull(), rows.seq, rows.seq.min().over(view))
+        rows = rows.mutate(opens=opens)
+        in_turn = ibis.window(group_by="user_id", order_by="opens")
+        return rows.mutate(request_id=ibis.dense_rank().over(in_turn)).drop("opens")
+    gap = rows.time - rows.time.lag().over(user)
+    begins = gap.isnull() | (gap > int(gap_minutes * 60 * MICROS))
+    for name in ("surface", "query", "context_item_id"):
+        if name in rows.columns:
+            begins = begins | ~rows[name].identical_to(rows[name].lag().over(user))
+    rows = rows.mutate(begins=begins)
+    so_far = ibis.cumulative_window(group_by="user_id", order_by="seq")
+    return rows.mutate(request_id=rows.begins.nullif(False).count().over(so_far) - 1).drop("begins")
 
 
 def collect(events: ir.Table, split: Split) -> ir.Table:

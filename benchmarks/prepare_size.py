@@ -36,6 +36,7 @@ SORT = """
 import duckdb, sys
 log, items, output, threads, memory = sys.argv[1:]
 con = duckdb.connect(config={"threads": int(threads), "memory_limit": memory, "temp_directory": output + ".spill"})
+con.sql("SET enable_progress_bar = false")
 con.sql(f"COPY (SELECT * FROM read_parquet('{log}/*.parquet') ORDER BY user_id, timestamp) "
         f"TO '{output}' (FORMAT parquet, COMPRESSION zstd)")
 """

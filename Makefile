@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed clean
+.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed benchmark-scale clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -17,7 +17,7 @@ test-e2e: .venv/test        ## every snippet of README and docs, as a reader run
 test-all: .venv/test        ## the slow ones too
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not scale"
 
-test-scale: .venv/scale     ## Spark and Milvus, on this machine
+test-scale: .venv/scale     ## Spark, Milvus, FSDP2 and sharded encoding, on this machine
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "scale and not slow"
 
 docs: .venv/docs            ## the pages, into site/
@@ -52,6 +52,10 @@ benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md:
 
 benchmark-index: .venv/demo       ## the figures of docs/item-index.md: 10^6 vectors against faiss flat, 10^7 in memory and time
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/index_size.py
+
+benchmark-scale: .venv/demo       ## figures that docs/scale.md is derived from: prepare at 10^7 and 10^8 rows, a catalogue of 10^6
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/catalogue_size.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/prepare_size.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

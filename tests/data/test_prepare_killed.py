@@ -1,4 +1,4 @@
-"""A `prepare` that is killed leaves no dataset; the next one writes the same bytes as if nothing had been, and tidies."""
+"""A `prepare` that is killed leaves no dataset; the next one writes the bytes of one that was not, and tidies."""
 
 import subprocess
 import sys

@@ -75,7 +75,7 @@ def test_a_small_catalogue_writes_nothing(model, tokenizer, tmp_path, monkeypatc
 
 
 def test_what_was_made_is_not_made_again_unless_by_another_encoder(model, make_model, tokenizer, tmp_path, encoded):
-    with pytest.raises(OSError, match="full"), item_embeddings(model, tokenizer, tmp_path):  # noqa: PT012
+    with pytest.raises(OSError, match="full"), item_embeddings(model, tokenizer, tmp_path):
         raise OSError("the disk is full")
     with item_embeddings(model, tokenizer, tmp_path):
         assert encoded == [0, 16, 32, 48]

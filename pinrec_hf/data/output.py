@@ -7,7 +7,7 @@ import fcntl
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,9 +28,7 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, taken)
     partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f"{glob.escape(final.name)}.partial-*"):
-        with suppress(OSError), only_run(left):  # a run that lives holds the lock
-            shutil.rmtree(left)
+    remove_left(final.parent.glob(f"{glob.escape(final.name)}.partial-*"))
     partial.mkdir()
     try:
         with only_run(partial):
@@ -64,3 +62,10 @@ def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def remove_left(folders: Iterable[Path]) -> None:
+    """Remove folders of runs that were killed: those that no `only_run` holds."""
+    for folder in folders:
+        with suppress(OSError), only_run(folder):
+            shutil.rmtree(folder)

@@ -4,7 +4,8 @@
                     items.npy              all of them, joined, from which the index is built
 
 Of n processes (`accelerate launch`, `torchrun`) the i-th makes the parts i, i + n, i + 2 n ...; the first one waits for
-all and goes on alone. They meet in the folder and nowhere else, so it has to be one that all machines see.
+all and goes on alone. They meet in the folder and nowhere else, so it has to be one that all machines see; where one
+process fails, it is the launcher that ends the others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from pinrec_hf.data.output import only_run
+from pinrec_hf.data.output import only_run, remove_left
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import check_catalogue, encode_items, encoder_fingerprint
@@ -71,8 +72,8 @@ def item_embeddings(
         while not all(path.exists() for path in wanted):
             time.sleep(LOOK_AGAIN)
         yield _joined(wanted, parts / "items.npy", len(tokenizer.catalogue))
-        for left in Path(folder).glob("index.parts-*"):  # another encoder's too: the lock says that nobody needs them
-            shutil.rmtree(left)
+        shutil.rmtree(parts)
+        remove_left(Path(folder).glob("index.parts-*"))  # of the model that was in this folder before
 
 
 def _write(path: Path, embeddings: np.ndarray) -> None:

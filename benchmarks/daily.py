@@ -7,11 +7,13 @@ data lie in runs/benchmark/daily/.
 """
 
 import os
+import shutil
 import sys
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from runs import ENVIRONMENT, ROOT, RUNS, public_data, read_plan
+from runs import ENVIRONMENT, RUNS, public_data, read_plan
 
 from pinrec_hf.data.kuairand import load_kuairand
 from pinrec_hf.evaluation.prequential import Plan, prequential
@@ -21,13 +23,17 @@ WORK = RUNS / "daily"
 
 
 def tables() -> dict[str, Any]:
-    """The set as a team has it, two parquet files: arguments of `prepare`."""
-    paths = {name: WORK / f"{name}.parquet" for name in ("log", "items")}
-    if not paths["items"].exists():
+    """The set as a team has it, two parquet files, of some of its users: arguments of `prepare`."""
+    log, items = (WORK / f"{name}.parquet" for name in ("log", "items"))
+    if not log.exists():
         WORK.mkdir(parents=True, exist_ok=True)
-        for path, table in zip(paths.values(), load_kuairand(public_data() / "kuairand_pure"), strict=True):
-            pq.write_table(table, path)
-    return {"negative_outcomes": ["hate"], "name": "kuairand", **{name: str(path) for name, path in paths.items()}}
+        rows, table = load_kuairand(public_data() / "kuairand_pure")
+        pq.write_table(table, items)
+        every = PLAN["one_user_in"]
+        users = rows["user_id"]
+        drawn = pc.equal(pc.subtract(users, pc.multiply(pc.divide(users, every), every)), 0)
+        pq.write_table(rows.filter(drawn), log)
+    return {"log": str(log), "items": str(items), "negative_outcomes": ["hate"], "name": "kuairand"}
 
 
 def run(name: str, cold: dict[str, Any], warm: dict[str, Any], **days: Any) -> list[dict[str, Any]]:
@@ -51,8 +57,8 @@ def main() -> None:
     choose = dict(PLAN["choose"])
     trials = choose.pop("trials")
     longest = next(iter(PLAN["cold"]))
-    tried = run("choose", {longest: PLAN["cold"][longest]}, trials, **choose)[-1]["models"]
-    for name, figures in tried.items():
+    (tried,) = run("choose", {longest: PLAN["cold"][longest]}, trials, **choose)
+    for name, figures in tried["models"].items():
         print(name, figures)
 
 

@@ -4,7 +4,7 @@ Cold models begin from nothing every day; warm ones go on from their own of the 
 makes them daily: the log is prepared with the day's split, and training/pretrain.py is run.
 
     OUTPUT/plan.json                  what was asked for
-    OUTPUT/DAY/data, OUTPUT/DAY/NAME  the day's dataset and models, whole or absent
+    OUTPUT/DAY/data, OUTPUT/DAY/NAME  the dataset whose test is that day, and models of it, whole or absent
     OUTPUT/prequential.json           a row a day, written as soon as the day is done
 """
 
@@ -51,7 +51,7 @@ class Plan:
         prepare: arguments of `prepare`, without those of the split: `log`, `items`, `negative_outcomes`, ...
         start: of the first day that is tested, in seconds or ISO 8601, UTC unless it says otherwise. days: how many.
         cold, warm: arguments of training/pretrain.py by the model's name. The first cold model is what the others are
-            compared with, and what every warm one goes on from on the second day.
+            compared with; that of the day before `start` is what every warm one goes on from on the first day.
         validation_hours: before each tested day, which choose the checkpoint and are not trained on.
 
     Raises:
@@ -118,7 +118,7 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
         _keep_plan(plan, root)
         rows: list[dict[str, Any]] = json.loads((root / ROWS).read_text()) if (root / ROWS).exists() else []
         for number in range(len(rows), plan.days):
-            rows.append(_run_day(plan, root, first + number * DAY, is_first=number == 0))
+            rows.append(_run_day(plan, root, first + number * DAY))
             _write(root / ROWS, rows)
     return rows
 
@@ -135,22 +135,18 @@ def _keep_plan(plan: Plan, root: Path) -> None:
         raise FileExistsError(f"{root} holds a run with another {', '.join(changed)}: choose another --output-dir")
 
 
-def _run_day(plan: Plan, root: Path, start: int, is_first: bool) -> dict[str, Any]:
+def _run_day(plan: Plan, root: Path, start: int) -> dict[str, Any]:
     folder, before = root / _day(start), root / _day(start - DAY)
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.partial-*"):  # of a run that was killed
-        shutil.rmtree(left)
-    data = folder / "data"
-    if not data.exists():
-        split = {"validation_start": start - int(plan.validation_hours * 3_600), "test_start": start}
-        prepare(**plan.prepare, output_dir=data, **split, test_end=start + DAY)
-    cold = next(iter(plan.cold))
+    cold, names = next(iter(plan.cold)), [*plan.cold, *plan.warm]
+    data = _prepare(plan, folder, start)
     for name, arguments in plan.cold.items():
         _train(folder / name, data, arguments)
-    for name, arguments in () if is_first else plan.warm.items():
+    for name, arguments in plan.warm.items():
         yesterday = before / name
-        _train(folder / name, data, {**arguments, "model": yesterday if yesterday.exists() else before / cold})
-    names = [*plan.cold, *(() if is_first else plan.warm)]
+        if not yesterday.exists():  # the first day
+            yesterday = before / cold
+            _train(yesterday, _prepare(plan, before, start - DAY), plan.cold[cold])
+        _train(folder / name, data, {**arguments, "model": yesterday})
     reference, catalogue = _measure(folder / cold, data, None)
     found = {cold: reference, **{name: _measure(folder / name, data, catalogue)[0] for name in names[1:]}}
     minus_first = {
@@ -166,6 +162,18 @@ def _run_day(plan: Plan, root: Path, start: int, is_first: bool) -> dict[str, An
         "models": {name: {**_recalls(found[name].metrics, "value"), **_effort(folder / name)} for name in names},
         "minus_first": {name: _recalls(metrics, "difference") for name, metrics in minus_first.items()},
     }
+
+
+def _prepare(plan: Plan, folder: Path, start: int) -> Path:
+    """The dataset in which the day from `start` on is test, made unless it is there."""
+    data = folder / "data"
+    if not data.exists():
+        for left in folder.glob("data.partial-*"):  # of a run that was killed
+            shutil.rmtree(left)
+        validation_start = start - int(plan.validation_hours * 3_600)
+        split: dict[str, Any] = {"validation_start": validation_start, "test_start": start, "test_end": start + DAY}
+        prepare(**plan.prepare, output_dir=data, **split)
+    return data
 
 
 def _train(output: Path, data: Path, arguments: Mapping[str, Any]) -> None:

@@ -58,8 +58,13 @@ def main() -> None:
     trials = choose.pop("trials")
     longest = next(iter(PLAN["cold"]))
     (tried,) = run("choose", {longest: PLAN["cold"][longest]}, trials, **choose)
-    for name, figures in tried["models"].items():
-        print(name, figures)
+    chosen = max(trials, key=lambda name: tried["models"][name]["recall@50"][0])
+    seed = WORK / "report" / tried["day"]
+    if not seed.exists():  # trained already: what warm models begin from
+        shutil.copytree(WORK / "choose" / tried["day"], seed, ignore=shutil.ignore_patterns(*trials))
+    for days in range(1, PLAN["report"]["days"] + 1):
+        rows = run("report", PLAN["cold"], {"warm": trials[chosen]}, **{**PLAN["report"], "days": days})
+        print(rows[-1])
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
     """Trains and tests, day by day; what an interrupted run has done is not done again.
 
     Args:
-        output_dir: a new folder, or that of an interrupted run of the same plan.
+        output_dir: a new folder, that of an interrupted run, or of one that is to go on for more `days`. Datasets and
+            models of days that lie there are taken as they are.
 
     Returns:
         A row a day: `day`, `test_start` (seconds), `targets`, `users`; by the name of a model `models`, with `recall@k`
@@ -126,13 +127,13 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
 def _keep_plan(plan: Plan, root: Path) -> None:
     said = json.loads(json.dumps(asdict(plan), default=str))
     path = root / "plan.json"
-    if not path.exists():
-        if left := [p.name for p in root.iterdir()]:
-            raise FileExistsError(f"{root} exists and holds {left[0]}: choose another --output-dir, or remove it first")
-        _write(path, said)
-    elif (before := json.loads(path.read_text())) != said:
-        changed = [name for name in said if before.get(name) != said[name]]
+    before = json.loads(path.read_text()) if path.exists() else said
+    if changed := [name for name in said if name != "days" and before.get(name) != said[name]]:
         raise FileExistsError(f"{root} holds a run with another {', '.join(changed)}: choose another --output-dir")
+    days = [p.parents[1] for p in root.glob("*/data/metadata.json")]
+    if not path.exists() and (left := [p.name for p in root.iterdir() if p not in days]):
+        raise FileExistsError(f"{root} exists and holds {left[0]}: choose another --output-dir, or remove it first")
+    _write(path, said)
 
 
 def _run_day(plan: Plan, root: Path, start: int) -> dict[str, Any]:

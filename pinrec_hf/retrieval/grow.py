@@ -1,8 +1,8 @@
 """`pinrec index --add, --remove`: items come and go between two trainings, without a rebuild.
 
 A new item is known by its content and features at once; until the next training its own id row is the unknown item's.
-No weight changes, so that old items and adapters stay what they are. The result is a folder of its own, whole or absent:
-the old one goes on serving until the new one is released.
+No weight changes, so that old items and adapters stay what they are. The result is a folder of its own, whole or
+absent: the old one goes on serving until the new one is released.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def grow_index(
     Raises:
         FileExistsError: `output_dir` exists.
         FileNotFoundError: no such folder, no index or items.parquet in it.
-        ValueError: neither items to add nor to remove, or such as break `prepare`'s contract, are there already (are not
-            there, to remove), have ids of another type, vectors of another width or columns of another type; a model
+        ValueError: neither items to add nor to remove; items that break `prepare`'s contract, with ids or columns of
+            another type or vectors of another width, to add and there already, or to remove and not there; a model
             that reads neither content nor features, or that is damaged. Nothing is written then.
     """
     root = Path(folder).resolve()  # of one release, also if `current` moves on meanwhile
@@ -99,8 +99,8 @@ def _refuse_known(catalogue: Catalogue, items: Path) -> None:
     known = np.flatnonzero(catalogue.rows(ids) >= 0)
     if len(known):
         raise ValueError(
-            f"item {ids[known[0]]!r} is in the catalogue already ({len(known):,} such rows): its content changes with a "
-            "training anew; leave these rows out"
+            f"item {ids[known[0]]!r} is in the catalogue already ({len(known):,} such rows): only a training from nothing "
+            "reads other content; leave these rows out"
         )
 
 

@@ -78,7 +78,7 @@ def test_a_new_item_is_known_by_content_and_has_the_unknown_id(saved_model, grow
     assert table.num_embeddings == NUM_ITEMS + FIRST_ITEM  # no weight changed
     p5 = tokenizer.catalogue.rows(["p5"])
     with torch.no_grad():
-        table.weight[p5 + FIRST_ITEM] = table.weight[UNKNOWN_ITEM]
+        table.weight[p5 + FIRST_ITEM] = table.weight[UNKNOWN_ITEM].clone()
     assert np.allclose(encode_items(model, tokenizer, p5), found[:1], atol=1e-6)
 
 

@@ -99,8 +99,8 @@ def _refuse_known(catalogue: Catalogue, items: Path) -> None:
     known = np.flatnonzero(catalogue.rows(ids) >= 0)
     if len(known):
         raise ValueError(
-            f"item {ids[known[0]]!r} is in the catalogue already ({len(known):,} such rows): only a training from nothing "
-            "reads other content; leave these rows out"
+            f"item {ids[known[0]]!r} is in the catalogue already ({len(known):,} such rows): leave them out; content "
+            "that changed is read by a training from nothing"
         )
 
 

@@ -184,10 +184,14 @@ def _train(output: Path, data: Path, arguments: Mapping[str, Any]) -> None:
     given = {"data": data, "output_dir": output, **arguments}
     given["resume"] = output.with_name(f"{output.name}.training").exists()
     texts = {name: json.dumps(v) if isinstance(v, dict) else str(v) for name, v in given.items()}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-m", "pinrec_hf.training.pretrain"]
-    words = [word for name, text in texts.items() for word in (f"--{name}", text)]
-    if subprocess.run([*launcher, *words]).returncode:
+    if _launch([word for name, text in texts.items() for word in (f"--{name}", text)]):
         raise ValueError(f"training {output} failed, and said above why; the same command again goes on from here")
+
+
+def _launch(words: list[str]) -> int:
+    """The exit status of training/pretrain.py."""
+    script = [sys.executable, "-m", "accelerate.commands.launch", "-m", "pinrec_hf.training.pretrain"]
+    return subprocess.run([*script, *words]).returncode
 
 
 def _measure(folder: Path, data: Path, catalogue: Catalogue | None) -> tuple[Evaluation, Catalogue]:

@@ -49,14 +49,13 @@ def trainings(monkeypatch):
     """Trains in this process, which is faster; the commands so far, as dicts."""
     commands = []
 
-    def run(words):
-        assert words[:5] == [sys.executable, "-m", "accelerate.commands.launch", "-m", "pinrec_hf.training.pretrain"]
-        commands.append({name.removeprefix("--"): v for name, v in zip(words[5::2], words[6::2], strict=True)})
-        monkeypatch.setattr(sys, "argv", ["pretrain.py", *words[5:]])
+    def launch(words):
+        commands.append({name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)})
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
         pretrain.main()
-        return subprocess.CompletedProcess(words, 0)
+        return 0
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "_launch", launch)
     return commands
 
 
@@ -148,7 +147,7 @@ def test_a_folder_of_something_else_is_refused(fields, trainings, tmp_path):
 
 
 def test_a_training_that_fails_is_told(fields, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 1))
+    monkeypatch.setattr(module, "_launch", lambda words: 1)
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump(fields))
     assert main(["prequential", "--plan", str(plan), "--output-dir", str(tmp_path / "days")]) == 2

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed clean
+.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed benchmark-daily clean
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -52,6 +52,9 @@ benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md:
 
 benchmark-index: .venv/demo       ## the figures of docs/item-index.md: 10^6 vectors against faiss flat, 10^7 in memory and time
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/index_size.py
+
+benchmark-daily: .venv/demo       ## the figures of docs/daily.md: warm start against retraining on KuaiRand; resumable
+	$(BIN)/python benchmarks/daily.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -30,6 +30,8 @@ COMMANDS = [
     "export",
     "trace",
     "evaluate",
+    "prequential",
+    "monitor",
     "card",
     "push",
     "serve",

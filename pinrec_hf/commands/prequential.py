@@ -14,8 +14,8 @@ def add_commands(commands: Any) -> None:
         commands,
         "prequential",
         prequential,
-        "day by day, train on all days before and test on that day: warm from the day before, and cold from nothing",
-        "  pinrec prequential --plan daily.yaml --output-dir prequential     # the same again goes on after a kill",
+        "day by day, train on all days before and test on that day, warm and cold; the same command goes on after a kill",
+        "  pinrec prequential --plan daily.yaml --output-dir prequential",
     )
     parser.add_argument(
         "--plan", required=True, help="YAML: the log, the days, and how models are trained (docs/daily.md)"

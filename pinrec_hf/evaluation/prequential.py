@@ -116,7 +116,7 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
     first = parse_time(str(plan.start), "start")
     root.mkdir(parents=True, exist_ok=True)
     with only_run(root):
-        _keep_plan(plan, root)
+        _keep_plan({**asdict(plan), "start": first}, root)
         rows: list[dict[str, Any]] = json.loads((root / ROWS).read_text()) if (root / ROWS).exists() else []
         for number in range(len(rows), plan.days):
             rows.append(_run_day(plan, root, first + number * DAY))
@@ -124,8 +124,8 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
     return rows
 
 
-def _keep_plan(plan: Plan, root: Path) -> None:
-    said = json.loads(json.dumps(asdict(plan), default=str))
+def _keep_plan(plan: dict[str, Any], root: Path) -> None:
+    said = json.loads(json.dumps(plan, default=str))
     path = root / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else said
     if changed := [name for name in said if name != "days" and before.get(name) != said[name]]:
@@ -189,9 +189,9 @@ def _train(output: Path, data: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _launch(words: list[str]) -> int:
-    """The exit status of training/pretrain.py."""
+    """The exit status of training/pretrain.py, whose standard output goes where the errors go."""
     script = [sys.executable, "-m", "accelerate.commands.launch", "-m", "pinrec_hf.training.pretrain"]
-    return subprocess.run([*script, *words]).returncode
+    return subprocess.run([*script, *words], stdout=2).returncode
 
 
 def _measure(folder: Path, data: Path, catalogue: Catalogue | None) -> tuple[Evaluation, Catalogue]:

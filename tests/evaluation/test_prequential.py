@@ -1,5 +1,6 @@
 """Days of a small log: who is trained on what, from whom, and that a run goes on where it was killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,8 @@ def trainings(monkeypatch):
     def launch(words):
         commands.append({name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)})
         monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
-        pretrain.main()
+        with contextlib.redirect_stdout(sys.stderr):
+            pretrain.main()
         return 0
 
     monkeypatch.setattr(module, "_launch", launch)

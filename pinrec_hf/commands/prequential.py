@@ -14,7 +14,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "prequential",
         prequential,
-        "day by day, train on all days before and test on that day: warm from the day before, and cold; goes on after a kill",
+        "day by day, train on all days before and test on that day: models that go on, and models that begin anew",
         "  pinrec prequential --plan daily.yaml --output-dir prequential",
     )
     parser.add_argument(

@@ -147,8 +147,8 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
     return figure
 
 
-def plot_days(rows: Sequence[dict[str, Any]]) -> Figure:
-    """What `prequential` gives: recall of the next day with intervals, and training seconds, a line a model."""
+def plot_days(rows: Sequence[dict[str, Any]], effort: str = "train_seconds") -> Figure:
+    """What `prequential` gives: recall of each day with intervals, and what training took, a line a model."""
     names = list(dict.fromkeys(name for row in rows for name in row["models"]))
     metric = max((name for name in rows[0]["models"][names[0]] if name.startswith("recall@")), key=_depth)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -167,9 +167,9 @@ def plot_days(rows: Sequence[dict[str, Any]]) -> Figure:
             label=name,
             **style,
         )
-        seconds.plot(places, [model["train_seconds"] for _, model in there], linewidth=1.6, **style)
+        seconds.plot(places, [model[effort] for _, model in there], linewidth=1.6, **style)
     recall.set_title(f"Recall@{_depth(metric)} of the day", fontsize=11, loc="left")
-    seconds.set_title("Training for it, seconds", fontsize=11, loc="left")
+    seconds.set_title(f"Training for it, {effort.removeprefix('train_').replace('_', ' ')}", fontsize=11, loc="left")
     seconds.set_ylim(bottom=0)
     for ax in (recall, seconds):
         ax.set_xticks(range(len(rows)), [row["day"] for row in rows], fontsize=9)

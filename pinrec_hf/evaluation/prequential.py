@@ -10,6 +10,7 @@ makes them daily: the log is prepared with the day's split, and training/pretrai
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -75,6 +76,8 @@ class Plan:
         for name in names:
             if not re.fullmatch(r"[\w][\w .-]*", name) or name == "data":
                 raise ValueError(f"model {name!r} is to be a folder's name: letters, digits, spaces, dots and dashes")
+        if unknown := sorted(self.prepare.keys() - inspect.signature(prepare).parameters.keys()):
+            raise ValueError(f"prepare has no argument {unknown[0]!r}")
         given = {"prepare": [self.prepare], "pretrain": [*self.cold.values(), *self.warm.values()]}
         for script, arguments in given.items():
             if theirs := sorted({name for one in arguments for name in one} & OURS[script]):
@@ -104,9 +107,9 @@ def prequential(plan: Plan, output_dir: str | os.PathLike[str]) -> list[dict[str
 
     Returns:
         A row a day: `day`, `test_start` (seconds), `targets`, `users`; by the name of a model `models`, with `recall@k`
-        (`[value, low, high]`, 95 % over users), `train_seconds` (of the clock, within the trainer), `cpu_seconds` (of
-        the whole script, its start included), `resumed` (then both are of its last start alone), `steps`; and
-        `minus_first`, `recall@k` minus the first cold model's, paired by user.
+        (`[value, low, high]`, 95 % over users), `steps`, and of the (first) process, since its last start if it was
+        `resumed`, `train_seconds` by the clock and `train_cpu_seconds`, both within the trainer, and `cpu_seconds` of
+        the whole script; and `minus_first`, `recall@k` minus the first cold model's, paired by user.
 
     Raises:
         FileExistsError: the folder holds another plan's run, or a run that is under way.
@@ -211,12 +214,13 @@ def _recalls(metrics: Mapping[str, Any], value: str) -> dict[str, list[float]]:
 
 def _effort(folder: Path) -> dict[str, Any]:
     state = json.loads((folder / "trainer_state.json").read_text())
-    record = json.loads((folder / "training.json").read_text())
+    record, end = json.loads((folder / "training.json").read_text()), state["log_history"][-1]
     return {
-        "train_seconds": round(state["log_history"][-1]["train_runtime"], 1),
-        "cpu_seconds": round(record["cpu_seconds"], 1),
-        "resumed": record["resumed"],
         "steps": state["global_step"],
+        "train_seconds": end["train_runtime"],
+        "train_cpu_seconds": end.get("train_cpu_seconds"),
+        "cpu_seconds": record["cpu_seconds"],
+        "resumed": record["resumed"],
     }
 
 

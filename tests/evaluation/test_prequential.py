@@ -97,7 +97,7 @@ def test_each_day_trains_on_all_before_it_and_tests_on_it(fields, trainings, tmp
         assert row["minus_first"].keys() == {"warm"}
         for model in row["models"].values():
             assert model["steps"] == 2
-            assert model["cpu_seconds"] > 0
+            assert model["cpu_seconds"] > model["train_cpu_seconds"] > 0
             assert not model["resumed"]
             value, low, high = model["recall@50"]
             assert low <= value <= high
@@ -166,6 +166,7 @@ def test_a_training_that_fails_is_told(fields, tmp_path, monkeypatch, capsys):
         ({"warm": {"../up": {}}}, "a folder's name"),
         ({"warm": {"warm": {"model": "x"}}}, "model: set for each day"),
         ({"prepare": {"log": "x", "test_start": 0}}, "test_start: set for each day"),
+        ({"prepare": {"logs": "x"}}, "no argument 'logs'"),
         ({"colder": {}}, "is no plan"),
         ({"start": None}, "neither seconds since epoch"),
     ],

@@ -9,7 +9,7 @@ data lie in runs/benchmark/daily/.
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pinrec_hf.evaluation.plots import plot_days
 from pinrec_hf.evaluation.prequential import Plan, prequential
 
 PLAN = read_plan("daily")
+BEIJING = timezone(timedelta(hours=8))
 WORK = RUNS / "daily"
 
 

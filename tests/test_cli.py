@@ -31,7 +31,6 @@ COMMANDS = [
     "trace",
     "evaluate",
     "prequential",
-    "monitor",
     "card",
     "push",
     "serve",

@@ -115,10 +115,8 @@ def main() -> None:
             "met": found["beyond"] != "shortest" and share <= 1 / 3,
         }
         record("daily", [row], [0])
-        beijing = [
-            {**row, "day": f"{datetime.fromtimestamp(row['test_start'] + 8 * 3_600, UTC):%-d %B}"} for row in rows
-        ]
-        plot_days(beijing, "train_cpu_seconds").savefig(ROOT / "docs" / "daily.png", dpi=120)
+        named = [{**row, "day": f"{datetime.fromtimestamp(row['test_start'], BEIJING):%-d %B}"} for row in rows]
+        plot_days(named, "train_cpu_seconds").savefig(ROOT / "docs" / "daily.png", dpi=120)
 
 
 if __name__ == "__main__":

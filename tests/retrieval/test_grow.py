@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_world import DAY, FIRST_TIME, NUM_ITEMS, tiny_items
+from tiny_world import DAY, FIRST_TIME, NUM_ITEMS, tiny_items, tiny_log, tiny_queries
 
 from pinrec_hf import PinRecRetriever
 from pinrec_hf.cli import main
+from pinrec_hf.data.prepare import prepare
 from pinrec_hf.hub.release import publish
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM
 from pinrec_hf.retrieval.build import build_index
@@ -24,6 +25,8 @@ from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.retrieval.pretrained import load_pretrained
 from pinrec_hf.serving.metrics import Metrics
 from pinrec_hf.serving.release import Releases
+from pinrec_hf.training.arguments import DataArguments, FinetuningArguments, FinetuningTrainingArguments
+from pinrec_hf.training.finetune import prepare_finetuning
 from pinrec_hf.training.warm_start import warm_start
 
 NEW = ["twin of p5", "other"]
@@ -146,6 +149,18 @@ def test_the_next_warm_start_trains_them(grown, tiny_data):
     assert len(table) == NUM_ITEMS + 2 + FIRST_ITEM == warm.model.config.num_items + FIRST_ITEM
     assert torch.equal(table[-2:], table[[UNKNOWN_ITEM] * 2])
     assert warm.tokenizer.catalogue.ids([NUM_ITEMS, NUM_ITEMS + 1]) == NEW
+
+
+def test_it_is_finetuned_with_them(grown, tmp_path):
+    liked = [{**row, "item_id": "other", "outcomes": ["save"]} for row in tiny_log() if row["surface"] == "related"][:9]
+    tables = {"items": pa.concat_tables([tiny_items(), new_items()]), "queries": tiny_queries()}
+    log = pa.Table.from_pylist([*tiny_log(), *liked])
+    prepare(log, **tables, time_unit="s", negative_outcomes=["hide"], output_dir=tmp_path / "data")
+    arguments = DataArguments(data=str(tmp_path / "data")), FinetuningArguments(model=str(grown), surface="related")
+    run = prepare_finetuning(*arguments, FinetuningTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True))
+    place = run.tokenizer.catalogue.rows(["other"])[0] + FIRST_ITEM
+    assert len(run.collator.frequencies) == NUM_ITEMS + 2 + FIRST_ITEM
+    assert run.collator.frequencies[place] > 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from transformers.utils import logging
 
 import pinrec_hf
-from pinrec_hf.commands import data, demo, evaluation, hub, monitor, retrieval, serving, trace
+from pinrec_hf.commands import data, demo, evaluation, hub, monitor, prequential, retrieval, serving, trace
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pinrec_hf {pinrec_hf.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for group in (data, retrieval, trace, evaluation, monitor, hub, serving, demo):
+    for group in (data, retrieval, trace, evaluation, prequential, monitor, hub, serving, demo):
         group.add_commands(commands)
     return parser
 

@@ -30,6 +30,7 @@ COMMANDS = [
     "export",
     "trace",
     "evaluate",
+    "prequential",
     "card",
     "push",
     "serve",

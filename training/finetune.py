@@ -92,7 +92,7 @@ def prepare_finetuning(
         logger.warning(
             f"{data_args.data} has no ignored impression beside a target on {where}: no impression negatives"
         )
-    counts = dataset.target_counts(tokenizer.positive_mask, model.config.num_items)
+    counts = dataset.target_counts(tokenizer.positive_mask, len(tokenizer.catalogue))
     first, last = dataset.time_range()
     half_life = data_args.recency_half_life_days
     collator = FinetuningCollator(

@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "transformers", "accelerate")
 
 
 def write_training_record(folder: Path, script: str, argv: Sequence[str], *, processes: int, resumed: bool) -> None:
-    """Write `training.json`.
+    """Write `training.json`; its `cpu_seconds` are those that this process has taken since its start, on all cores.
 
     Args:
         folder: of the finished model.
@@ -29,6 +30,7 @@ def write_training_record(folder: Path, script: str, argv: Sequence[str], *, pro
         "hardware": hardware(processes),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "resumed": resumed,
+        "cpu_seconds": time.process_time(),
     }
     (folder / NAME).write_text(json.dumps(record, indent=2) + "\n")
 

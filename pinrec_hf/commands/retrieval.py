@@ -21,9 +21,10 @@ def add_commands(commands: Any) -> None:
         commands,
         "index",
         index,
-        "embed a model's catalogue and write the index into the model's folder",
+        "embed a model's catalogue and write the index into the model's folder; or copy the folder with more items",
         "  pinrec index --model pinrec-base\n  pinrec index --model pinrec-base --tune --data data --recall 0.95\n"
-        "  accelerate launch --num_processes 8 -m pinrec_hf index --model pinrec-base     # items encoded by all",
+        "  accelerate launch --num_processes 8 -m pinrec_hf index --model pinrec-base     # items encoded by all\n"
+        "  pinrec index --model pinrec-base --add new-items.parquet --output-dir pinrec-grown",
     )
     parser.add_argument("--model", required=True, help="the model's folder")
     parser.add_argument("--kind", choices=["flat", "hnsw", "ivf", "ivfpq"], help="(default: by size and memory)")
@@ -32,6 +33,13 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--tune", action="store_true", help="choose the search setting by --data's validation users")
     parser.add_argument("--data", help="for --tune: folder that `pinrec prepare` wrote")
     parser.add_argument("--recall", type=float, default=0.95, help="for --tune: to reach (default: %(default)s)")
+    group = parser.add_argument_group("items that come and go, without a rebuild")
+    group.add_argument("--add", nargs="+", metavar="PARQUET", help="new items, with the columns of `prepare --items`")
+    group.add_argument(
+        "--remove", nargs="+", metavar="PARQUET", help="item_id and available_until, from when it is gone"
+    )
+    group.add_argument("--time-unit", choices=["s", "ms", "us"], help="of times in these that are integers")
+    group.add_argument("--output-dir", help="new folder, for --add and --remove: the model with its new index")
 
     parser = add_command(
         commands,
@@ -121,6 +129,8 @@ def index(args: argparse.Namespace) -> None:
     from pinrec_hf.retrieval.build import build_index
     from pinrec_hf.retrieval.pretrained import best_device
 
+    if args.add or args.remove or args.output_dir:
+        return _grow(args)
     if args.tune != (args.data is not None):
         raise ValueError("--tune and --data go together: the dataset whose validation users are asked for")
     built = build_index(
@@ -141,6 +151,26 @@ def index(args: argparse.Namespace) -> None:
         print(f"indexed {len(built):,} items of {args.model} ({built.kind}, {built.dimension} dimensions)")
         if args.tune:
             print(f"search setting {built.neighbours.setting}; the frontier is in index_frontier.json and .png")
+
+
+def _grow(args: argparse.Namespace) -> None:
+    from pinrec_hf.retrieval.grow import grow_index
+    from pinrec_hf.retrieval.pretrained import best_device
+
+    if args.output_dir is None or not (args.add or args.remove):
+        raise ValueError("--output-dir goes with --add or --remove: the model's folder itself stays as it is")
+    if args.kind or args.milvus or args.tune:
+        raise ValueError(
+            "--add and --remove leave the index's kind and setting alone: leave out --kind, --milvus, --tune"
+        )
+    folder = args.output_dir
+    index = grow_index(
+        args.model, folder, add=args.add, remove=args.remove, time_unit=args.time_unit, device=best_device()
+    )
+    if args.json:
+        print_json({"model": folder, "kind": index.kind, "num_items": len(index), "dimension": index.dimension})
+    else:
+        print(f"{folder}: {len(index):,} items; next: pinrec release --model {folder} --to releases")
 
 
 def recommend(args: argparse.Namespace) -> None:

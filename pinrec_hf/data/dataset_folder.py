@@ -48,8 +48,8 @@ def grow_catalogue(catalogue: Catalogue, data: str | Path) -> Catalogue:
     width = len(table["embedding"][0]) if "embedding" in table.column_names else 0
     if width != catalogue.content_size:
         raise ValueError(
-            f"{data}: the items' embeddings have width {width}, the model's catalogue {catalogue.content_size}: "
-            "prepare the items with the same content encoder (0 = none), or pretrain anew without --model"
+            f"the items' embeddings have width {width}, the model's catalogue {catalogue.content_size}: embed them by "
+            "the same content encoder (0 = none), or pretrain anew without --model"
         )
     today = Catalogue.build(**_catalogue_columns(table))
     rows = catalogue.rows(table["item_id"].to_pylist())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ibis
@@ -18,12 +20,30 @@ from pinrec_hf.data.contract import (
     check_integer_times,
     is_time_of_integers,
 )
-from pinrec_hf.data.engine import Engine, rows_of, to_arrow
+from pinrec_hf.data.engine import Engine, open_engine, rows_of, to_arrow
 from pinrec_hf.data.log_rows import FIRST_ROWS
 from pinrec_hf.data.report import Finding
-from pinrec_hf.data.source import Source
+from pinrec_hf.data.source import Input, Source, open_source
 
 ROWS_PER_GROUP = 2**14
+
+
+@contextmanager
+def checked_items(items: Input, time_unit: str | None = None) -> Iterator[Path]:
+    """A folder, for the time of the block, whose `items.parquet` is as `prepare` would write it.
+
+    Raises:
+        DataContractError: a row that `prepare` would leave out, or no such file, or columns of other types.
+    """
+    with tempfile.TemporaryDirectory() as name, open_engine("duckdb", Path(name)) as run:
+        folder = Path(name)
+        with run.explained_errors(folder):
+            writer = TableWriter(run, open_source("items", items, None, folder), "item_id", time_unit)
+            writer.write(folder / "items.parquet")
+        if writer.findings:
+            found = "; ".join(f"{f.reason} ({f.count:,} rows, the first: {f.first[0]})" for f in writer.findings)
+            raise DataContractError(f"items: {found}; mend these rows, or leave them out")
+        yield folder
 
 
 class TableWriter:

@@ -1,4 +1,4 @@
-"""The plots of a report: recall by group, the learning curve, recall over diversity. Needs matplotlib."""
+"""The plots of reports: recall by group, the learning curve, recall over diversity, days. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -144,6 +144,38 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
     ax.legend(frameon=False, fontsize=10)
     _bare(ax)
     ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    return figure
+
+
+def plot_days(rows: Sequence[dict[str, Any]], effort: str = "train_seconds") -> Figure:
+    """What `prequential` gives: recall of each day with intervals, and what training took, a line a model."""
+    names = list(dict.fromkeys(name for row in rows for name in row["models"]))
+    metric = max((name for name in rows[0]["models"][names[0]] if name.startswith("recall@")), key=_depth)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    recall, seconds = figure.subplots(1, 2, sharex=True)
+    for number, name in enumerate(names):
+        there = [(place, row["models"][name]) for place, row in enumerate(rows) if name in row["models"]]
+        places = np.array([place for place, _ in there])
+        value, low, high = np.array([model[metric] for _, model in there]).T
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 6}
+        recall.errorbar(
+            places + 0.06 * (number - (len(names) - 1) / 2),  # intervals side by side
+            value,
+            yerr=np.maximum([value - low, high - value], 0),
+            linewidth=1.6,
+            elinewidth=1,
+            label=name,
+            **style,
+        )
+        seconds.plot(places, [model[effort] for _, model in there], linewidth=1.6, **style)
+    recall.set_title(f"Recall@{_depth(metric)} of the day", fontsize=11, loc="left")
+    seconds.set_title(f"Training for it, {effort.removeprefix('train_').replace('_', ' ')}", fontsize=11, loc="left")
+    seconds.set_ylim(bottom=0)
+    for ax in (recall, seconds):
+        ax.set_xticks(range(len(rows)), [row["day"] for row in rows], fontsize=9)
+        _bare(ax)
+        ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    figure.legend(*recall.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=10)
     return figure
 
 

@@ -5,6 +5,7 @@
 with its input and output, and end with the fork's exit status.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -20,9 +21,21 @@ def serve(path: str) -> None:
     import matplotlib.pyplot  # noqa: F401
 
     import pinrec_hf.cli
+    import pinrec_hf.evaluation.prequential
     import pinrec_hf.training.finetune
     import pinrec_hf.training.pretrain
     from pinrec_hf import PinRecRetriever  # noqa: F401
+
+    def train(words: list[str]) -> int:
+        child = os.fork()
+        if child == 0:
+            sys.argv = ["pretrain.py", *words]
+            with contextlib.redirect_stdout(sys.stderr):
+                pinrec_hf.training.pretrain.main()
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    pinrec_hf.evaluation.prequential._launch = train  # of `pinrec prequential`, which trains in processes of its own
 
     def execute(program: str, words: list[str]) -> int | None:
         if program == "pinrec":

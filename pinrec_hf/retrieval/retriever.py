@@ -352,7 +352,7 @@ class PinRecRetriever:
             kept, weights = merge_similar(directions, by.weights, by.outcomes, similar)
             parts = {name: getattr(by, name)[kept] for name in ("embeddings", "outcomes", "steps", "offsets")}
             written.append(Generated(**parts, weights=weights, fed_rows=by.fed_rows))
-        excluded = [self._eligibility.excluded_rows(request) for request in requests]
+        excluded = self._eligibility.excluded_rows(requests)
         groups: dict[str, list[int]] = {}
         keys = [self._eligibility.key(request) for request in requests]
         for i, key in enumerate(keys):

@@ -86,6 +86,7 @@ def plot_trace(
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import offset_copy
 
     from pinrec_hf.evaluation.plots import Figure
@@ -144,7 +145,8 @@ def plot_trace(
         for one, point in zip(own, points, strict=True):
             name = str(one.nearest[0].title or one.nearest[0].item_id)
             text = f"{one.step}  {name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + '…'}"
-            ax.annotate(text, point, xytext=(7, 4 - 11 * number), textcoords="offset points", fontsize=8, color=colour)
+            label = ax.annotate(text, point, xytext=(7, 4 - 11 * number), textcoords="offset points", fontsize=9)
+            label.set(color=colour, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6)
     ax.set(title=title, xticks=[], yticks=[])
     ax.margins(0.05 if small else 0.12)
     ax.spines[:].set_visible(False)

@@ -161,8 +161,8 @@ def equal_to_offline(world: World) -> None:
 
 
 def memory(world: World) -> None:
-    """10^6 requests that are cheap, or it would take hours: 1,000 items, three events, k = 5; of eleven requests ten come
-    in calls of 64."""
+    """10^6 requests that are cheap, or it would take hours: 1,000 items, three events, k = 5; of eleven requests ten
+    come in calls of 64."""
     make_release(world.work / "light", 0, num_items=1_000)
     light = [
         {**request, "k": 5, "history": {name: values[-3:] for name, values in request["history"].items()}}

@@ -28,7 +28,7 @@ from pinrec_hf.serving.release import Releases
 
 SURFACES, OUTCOMES = ["homefeed", "search", "related"], ["click", "save", "hide"]
 NUM_ITEMS, NUM_REQUESTS, K, NOW = 100_000, 256, 100, 1_735_689_600
-TIE = 1e-3
+TIE = 2e-5
 """Scores closer than this may swap: a batch's float32 sums differ from a lone request's in the last digits."""
 
 Expected = dict[str, tuple[str | None, float]]  # item to the outcome that brought it, and its score

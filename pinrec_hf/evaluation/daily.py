@@ -81,7 +81,7 @@ def daily_figures(
     catalogue, at_training = retriever.tokenizer.catalogue, retriever.model.config.embedding_norm
     requests = load_requests(Path(data), "test", catalogue, max_users=max_users)
     day = Day(retriever)
-    result = evaluate(day, requests, catalogue, ks=[k])
+    result = evaluate(day, requests, catalogue, ks=[k], name="the day")
     recall, norm = result.metrics[f"recall@{k}"], float(np.mean(day.norms))
     return {
         "k": k,

@@ -11,9 +11,12 @@ import orjson
 
 @dataclass
 class Tally:
-    """What clients saw. Latencies in seconds; `lost` counts requests without an answer."""
+    """What clients saw. Latencies in seconds; `lost` counts requests without an answer.
 
-    answers: list[tuple[int, dict]] = field(default_factory=list)  # request's number, body
+    `check` gets each answer when it comes, with its request's number: minutes of answers do not fit into memory.
+    """
+
+    check: Callable[[int, dict], None]
     latencies: list[float] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     lost: int = 0
@@ -58,16 +61,18 @@ async def ask(connection: Connection, tally: Tally, number: int, body: bytes) ->
     seconds = time.perf_counter() - start
     if status == 200:
         tally.latencies.append(seconds)
-        tally.answers.append((number, orjson.loads(content)))
+        tally.check(number, orjson.loads(content))
     elif status == 503:
         tally.refusals.append(seconds)
     else:
         tally.failed += 1
 
 
-async def closed_loop(port: int, bodies: list[bytes], clients: int, seconds: float) -> Tally:
+async def closed_loop(
+    port: int, bodies: list[bytes], clients: int, seconds: float, check: Callable[[int, dict], None]
+) -> Tally:
     """Each client asks again when it was answered, until time is over or the server closes its connection."""
-    tally, until = Tally(), time.perf_counter() + seconds
+    tally, until = Tally(check), time.perf_counter() + seconds
 
     async def client(first: int) -> None:
         connection, number = Connection(port), first
@@ -80,9 +85,11 @@ async def closed_loop(port: int, bodies: list[bytes], clients: int, seconds: flo
     return tally
 
 
-async def open_loop(port: int, bodies: list[bytes], rate: float, seconds: float) -> Tally:
+async def open_loop(
+    port: int, bodies: list[bytes], rate: float, seconds: float, check: Callable[[int, dict], None]
+) -> Tally:
     """Requests come at a rate, whatever the server does with them."""
-    tally, idle, tasks = Tally(), [], set()
+    tally, idle, tasks = Tally(check), [], set()
     start = time.perf_counter()
 
     async def one(number: int) -> None:

@@ -85,6 +85,8 @@ class PinRecConfig(PreTrainedConfig):
         head_dropout (`float`): of the hidden state before the outcome head (KuaiRand gains by .2, ML-1M loses by .1).
         catalogue_fingerprint (`str`, *optional*): of the catalogue that the model was trained on.
         preset (`str`, *optional*): the preset that made it.
+        embedding_norm (`float`, *optional*): mean length of the embeddings of validation requests, biases left out,
+            when training ended: what those of later days are held against.
     """
 
     model_type = "pinrec"
@@ -128,6 +130,7 @@ class PinRecConfig(PreTrainedConfig):
     outcome_dropout: float | int = 0.2
     catalogue_fingerprint: str | None = None
     preset: str | None = None
+    embedding_norm: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.surfaces = list(self.surfaces or [])

@@ -147,7 +147,7 @@ class PinRecGeneration(nn.Module):
         use_cache = num_steps > 1 or cache is not None
         written = []
         for step in range(1, num_steps + 1):
-            output = self(**step_batch, cache=cache, use_cache=use_cache)
+            output = self(**step_batch, cache=cache, use_cache=use_cache, last_event_only=True)
             written.append(output.embeddings)
             cache = output.cache
             if feedback is None or step == num_steps:

@@ -70,10 +70,15 @@ class PinRecAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         cache: Cache | None = None,
+        last_event_only: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        asking, of_asking = hidden_states, position_embeddings
+        if last_event_only:
+            asking, of_asking = hidden_states[:, -1:], tuple(part[:, :, -1:] for part in position_embeddings)
+            attention_mask = attention_mask[:, :, -1:] if attention_mask is not None else None
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = rotate(self.q_proj(hidden_states).view(shape).transpose(1, 2), *position_embeddings)
+        query = rotate(self.q_proj(asking).unflatten(-1, shape[2:]).transpose(1, 2), *of_asking)
         key = rotate(self.k_proj(hidden_states).view(shape).transpose(1, 2), *position_embeddings)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         if cache is not None:
@@ -85,7 +90,7 @@ class PinRecAttention(nn.Module):
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.o_proj(output.reshape(hidden_states.shape)), weights
+        return self.o_proj(output.reshape(asking.shape)), weights
 
 
 class PinRecMLP(nn.Module):
@@ -113,9 +118,11 @@ class PinRecLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = PinRecRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
+    def forward(self, hidden_states: Tensor, last_event_only: bool = False, **kwargs: Any) -> Tensor:
+        """`(batch, length, hidden_size)` to the same, or to the last event's `(batch, 1, hidden_size)`."""
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.self_attn(normed, last_event_only=last_event_only, **kwargs)
+        hidden_states = hidden_states[:, -attended.shape[1] :] + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 

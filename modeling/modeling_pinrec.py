@@ -139,26 +139,22 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
         self.norm = PinRecRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def backbone(
-        self,
-        events: Tensor,
-        event_types: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """`(batch, length, hidden_size)` events to hidden states of the same shape, each seeing no later event."""
+        self, events: Tensor, event_types: Tensor, attention_mask: Tensor | None, position_ids: Tensor,
+        cache: Cache | None, last_event_only: bool = False, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        """`(batch, length, hidden_size)` events to hidden states of the same shape, each seeing no later event; with
+        `last_event_only` those of the last one, `(batch, 1, hidden_size)`."""
         mask = create_causal_mask(self.config, events, attention_mask, cache, position_ids)
         position_embeddings = self.rotary_emb(position_ids, events.dtype)
         hidden_states = events
         for layer in self.layers:
+            # the last layer's other outputs are nobody's input; masks of flash and flex attention cannot be cut
+            can_cut = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
+            last = last_event_only and can_cut and layer is self.layers[-1]
             hidden_states = layer(
-                hidden_states,
-                attention_mask=mask,
-                position_embeddings=position_embeddings,
-                cache=cache,
-                **kwargs,
-            )
+                hidden_states, attention_mask=mask, position_embeddings=position_embeddings, cache=cache,
+                last_event_only=last, **kwargs,
+            )  # fmt: skip
         return self.norm(hidden_states)
 
     def get_input_embeddings(self) -> None:
@@ -240,6 +236,7 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        last_event_only: bool = False,
         **kwargs: Any,
     ) -> PinRecModelOutput:
         r"""
@@ -281,6 +278,8 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
                 was drawn uniformly as a negative.
             hard_negatives (`torch.LongTensor` of shape `(batch, targets, n)`, *optional*): rows in the item table of
                 each target's own negatives, such as what was shown beside it and ignored; padded with its label.
+            last_event_only (`bool`): all targets are asked for after the last event: hidden states of no other leave
+                the last layer, which saves most of its work.
         """
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names are for the PeftModel that load_surface_adapters returns; call that one")
@@ -295,7 +294,9 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             cache = DynamicCache()
         if position_ids is None:
             position_ids = self._positions(attention_mask, events, cache)
-        hidden_states = self.backbone(events, event_types, attention_mask, position_ids, cache, **kwargs)
+        hidden_states = self.backbone(
+            events, event_types, attention_mask, position_ids, cache, last_event_only=last_event_only, **kwargs
+        )
 
         embeddings = loss = None
         pool = self.outcome_head.pool
@@ -348,7 +349,8 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
         outcomes: Tensor | None, target_timestamps: Tensor, offsets: Tensor | None, features: Tensor | None,
         pooled: tuple[Tensor, Tensor] | None, ages: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        index = positions[..., None].expand(-1, -1, hidden_states.shape[-1])
+        left_out = timestamps.shape[1] - hidden_states.shape[1]
+        index = (positions - left_out)[..., None].expand(-1, -1, hidden_states.shape[-1])
         last = timestamps.gather(1, positions)
         gaps = (target_timestamps - last).clamp(min=0).where((target_timestamps >= 0) & (last >= 0), -1)
         return self.outcome_head(

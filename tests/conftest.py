@@ -164,8 +164,8 @@ class Loopback:
 
     def files(self, repo: str, revision: str = "main") -> dict[str, int]:
         """Path and size of all that a repo holds, but for what its creation put there."""
-        kind = "datasets" if repo.startswith("datasets/") else "models"
-        entries = self.get(f"/api/{kind}/{repo.removeprefix('datasets/')}/tree/{revision}")
+        kind, name = repo.split("/", 1) if repo.count("/") == 2 else ("models", repo)
+        entries = self.get(f"/api/{kind}/{name}/tree/{revision}")
         return {entry["path"]: entry["size"] for entry in entries if entry["path"] != ".gitattributes"}
 
     def accident(self, **what: list) -> None:

@@ -9,9 +9,10 @@ accelerate launch training/finetune.py ... --resume True      # after a kill: en
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, set_seed
@@ -34,7 +35,7 @@ from pinrec_hf.training.arguments import (
     parse_arguments,
 )
 from pinrec_hf.training.pretrain import DAY, recall_on, save_model
-from pinrec_hf.training.record import write_training_record
+from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
 
@@ -208,6 +209,9 @@ def save(
     else:
         if args.surface is not None and run.outcome_budget:
             model.config.outcome_budgets = {**model.config.outcome_budgets, args.surface: run.outcome_budget}
+        model.config.embedding_norm = None  # the base's; without validation it is not known
+        if trainer.eval_dataset is not None:
+            record_embedding_norm(model, run.tokenizer, cast(Sequence, trainer.eval_dataset))
         save_model(model, run.tokenizer, output)
         if (run.base / "items.parquet").is_file():
             shutil.copyfile(run.base / "items.parquet", output / "items.parquet")

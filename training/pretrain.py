@@ -10,10 +10,10 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -31,7 +31,7 @@ from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments, parse_arguments
 from pinrec_hf.training.defaults import choose_batches, default_config
 from pinrec_hf.training.priors import begin_at_priors
-from pinrec_hf.training.record import write_training_record
+from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import WarmStart, warm_start
@@ -210,6 +210,7 @@ def main() -> None:
 def save(model: PinRecModel, trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
     """Model, tokenizer with catalogue and item columns, the code for `trust_remote_code`, the run's log, and the
     data's metadata."""
+    record_embedding_norm(model, run.tokenizer, cast(Sequence, trainer.eval_dataset))
     save_model(model, run.tokenizer, output)
     before = None if run.warm is None else run.warm.folder / "items.parquet"
     write_item_table(Path(data) / "items.parquet", output / "items.parquet", run.tokenizer.catalogue, before)

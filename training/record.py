@@ -1,18 +1,36 @@
-"""What a finished training leaves for its model card: the command, the machine, the versions."""
+"""What a finished training leaves beside its weights: for its card the command, the machine, the versions; for those
+who watch it, how long its embeddings were."""
 
 import json
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.encode import generate_requests
+
 NAME = "training.json"
 PACKAGES = ("torch", "transformers", "accelerate")
+NORM_REQUESTS = 1_000
+
+
+def record_embedding_norm(
+    model: PinRecModel, tokenizer: PinRecTokenizer, requests: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put into the config the mean length of embeddings as they are served, of at most `NORM_REQUESTS` requests."""
+    some = requests[:: -(-len(requests) // NORM_REQUESTS)]
+    unread = {} if tokenizer.request_features else {"request_features": None}
+    written = generate_requests(model, tokenizer, [{**request, **unread} for request in some])
+    model.config.embedding_norm = float(np.mean([by.norm(model.config.hidden_size) for by in written]))
 
 
 def write_training_record(folder: Path, script: str, argv: Sequence[str], *, processes: int, resumed: bool) -> None:

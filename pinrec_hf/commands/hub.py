@@ -1,4 +1,4 @@
-"""`pinrec card | push | release`: a folder with its card, on the Hub, and as what is served."""
+"""`pinrec card | push | space | release`: a folder with its card, on the Hub, as a page, as what is served."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "push",
         push,
-        "push a model, an adapter or a prepared dataset to the Hub: the listed files, in one commit",
+        "push a model, an adapter, a prepared dataset or a Space to the Hub: the listed files, in one commit",
         "  pinrec push --model pinrec-base --repo org/pinrec-base --dry-run\n"
         "  pinrec push --model data --repo org/shop-logs --private",
     )
@@ -34,6 +34,17 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the files with their sizes, and stop")
     parser.add_argument("--private", action="store_true", help="make the repo private, if it is made now")
     parser.add_argument("--revision", help="branch to push to, made if need be (default: main)")
+
+    parser = add_command(
+        commands,
+        "space",
+        space,
+        "write the folder of a Gradio Space that shows a pushed model as `pinrec demo` does",
+        "  pinrec space --model org/pinrec-base --output-dir space && pinrec push --model space --repo org/pinrec-demo",
+    )
+    parser.add_argument("--model", required=True, help="the model's repo on the Hub")
+    parser.add_argument("--revision", help="of it (default: what is there now, which is pinned)")
+    parser.add_argument("--output-dir", required=True, help="folder to write; must not exist")
 
     parser = add_command(
         commands,
@@ -85,6 +96,16 @@ def push(args: argparse.Namespace) -> None:
         print_json(result)
     else:
         print(f"\n{said}")
+
+
+def space(args: argparse.Namespace) -> None:
+    from pinrec_hf.hub.space import write_space
+
+    folder = write_space(args.model, args.output_dir, revision=args.revision)
+    if args.json:
+        print_json({"space": str(folder)})
+    else:
+        print(f"wrote {folder}; look at it, then: pinrec push --model {folder} --repo ORG/NAME")
 
 
 def release(args: argparse.Namespace) -> None:

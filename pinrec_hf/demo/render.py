@@ -12,10 +12,9 @@ from typing import Any
 from pinrec_hf.demo.answer import Answer, name_of
 from pinrec_hf.demo.titles import TitleSearch
 from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever
-from pinrec_hf.retrieval.trace import outcome_colour, plot_trace
+from pinrec_hf.retrieval.trace import MAP_EVENTS, outcome_colour, plot_trace
 
 SHOWN_EVENTS = 6
-MAP_EVENTS = 20
 
 
 class Renderer:
@@ -62,7 +61,7 @@ class Renderer:
         """The map as SVG, and the same in words: what each step's embeddings point at."""
         acted = acted_on(now.request["history"])
         rows = self.retriever.tokenizer.catalogue.rows(acted)
-        figure = plot_trace(self.retriever, rows[rows >= 0][-MAP_EVENTS:], now.traced, small=True)
+        figure = plot_trace(self.retriever, rows[rows >= 0], now.traced, small=True)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True)
         svg = drawn.getvalue()

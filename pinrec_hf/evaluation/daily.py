@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,45 @@ import numpy as np
 
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.protocol import load_requests
-from pinrec_hf.retrieval.encode import encode_requests
 from pinrec_hf.retrieval.merge import allocate_slots
-from pinrec_hf.retrieval.retriever import PinRecRetriever
+from pinrec_hf.retrieval.retriever import PinRecRetriever, Retrieved
+
+
+class Day:
+    """The requests of a day, ranked once by `evaluate`, and what there is to count of them meanwhile."""
+
+    def __init__(self, retriever: PinRecRetriever) -> None:
+        self.retriever = retriever
+        self.items = self.unknown = 0
+        self.ages: list[int] = []
+        self.norms: list[float] = []
+        self.asked: Counter[str] = Counter()
+        self.delivered: Counter[str] = Counter()
+
+    def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
+        """As `PinRecRetriever.rank`."""
+        found = self.retriever.search(self.retriever.readable(requests), k)
+        for request in requests:
+            self._count_request(request, k)
+        self._count_answers(found)
+        return found.rows
+
+    def _count_request(self, request: Mapping[str, Any], k: int) -> None:
+        items = [item for item in request["history"].get("item_id") or () if item is not None]
+        self.items += len(items)
+        self.unknown += int((self.retriever.tokenizer.catalogue.rows(items) < 0).sum())
+        times = [at for at in request["history"].get("timestamp") or () if at is not None]
+        if times and request["timestamp"] is not None:
+            self.ages.append(request["timestamp"] - times[-1])
+        budget = self.retriever.model.resolve_budget(request["surface"])
+        for outcome, slots in zip(budget, allocate_slots(np.array(list(budget.values())), k).tolist(), strict=True):
+            self.asked[outcome or "any"] += slots
+
+    def _count_answers(self, found: Retrieved) -> None:
+        places, counts = np.unique(found.outcomes[found.outcomes >= 0], return_counts=True)
+        for place, count in zip(places.tolist(), counts.tolist(), strict=True):
+            self.delivered[found.names[place] or "any"] += count
+        self.norms += found.norms.tolist()
 
 
 def daily_figures(
@@ -33,44 +71,29 @@ def daily_figures(
         `unknown_item_rate`: of the items in histories, those that the catalogue lacks. `history_age_seconds`: median
         time from a history's last event to its request, None where no time is known. `index_age_seconds`: since the
         index was written. `slots_asked`, `slots_delivered`: by outcome (`any`: unspecified). `distinct_items`, of
-        `catalogue_items`. `embedding_norm`: mean length of user embeddings, outcome unspecified. `recall`: at k,
-        `[value, low, high]`, 95 % over users.
+        `catalogue_items`. `embedding_norm`: mean length of what was searched for; `embedding_norm_drift`: how much it
+        is above that of the model's validation, as a share of it, None where the model has no record of that.
+        `recall`: at k, `[value, low, high]`, 95 % over users.
 
     Raises:
         FileNotFoundError, ValueError: no dataset, no target in it.
     """
-    catalogue, config = retriever.tokenizer.catalogue, retriever.model.config
-    loaded = load_requests(Path(data), "test", catalogue, max_users=max_users)
-    unread = {} if retriever.tokenizer.request_features else {"request_features": None}
-    requests = [{**request, **unread} for request in loaded.requests]
-    items, ages = [], []
-    asked: dict[str, int] = {}
-    delivered: dict[str, int] = {}
-    for request in requests:
-        items += [item for item in request["history"].get("item_id") or () if item is not None]
-        times = [at for at in request["history"].get("timestamp") or () if at is not None]
-        if times and request["timestamp"] is not None:
-            ages.append(request["timestamp"] - times[-1])
-        budget = retriever.model.resolve_budget(request["surface"])
-        for outcome, slots in zip(budget, allocate_slots(np.array(list(budget.values())), k).tolist(), strict=True):
-            asked[outcome or "any"] = asked.get(outcome or "any", 0) + slots
-    found = retriever.search(requests, k)
-    for place in found.outcomes[found.outcomes >= 0].tolist():
-        name = found.names[place] or "any"
-        delivered[name] = delivered.get(name, 0) + 1
-    # without the constant that a dot product's embedding ends in
-    vectors = encode_requests(retriever.model, retriever.tokenizer, requests)[:, 0, : config.hidden_size]
-    recall = evaluate(retriever, loaded, catalogue, ks=[k]).metrics[f"recall@{k}"]
+    catalogue, at_training = retriever.tokenizer.catalogue, retriever.model.config.embedding_norm
+    requests = load_requests(Path(data), "test", catalogue, max_users=max_users)
+    day = Day(retriever)
+    result = evaluate(day, requests, catalogue, ks=[k], name="the day")
+    recall, norm = result.metrics[f"recall@{k}"], float(np.mean(day.norms))
     return {
         "k": k,
         "requests": len(requests),
-        "unknown_item_rate": float((catalogue.rows(items) < 0).mean()) if items else 0.0,
-        "history_age_seconds": float(np.median(ages)) if ages else None,
+        "unknown_item_rate": day.unknown / max(1, day.items),
+        "history_age_seconds": float(np.median(day.ages)) if day.ages else None,
         "index_age_seconds": time.time() - (Path(folder) / "index.json").stat().st_mtime,
-        "slots_asked": asked,
-        "slots_delivered": delivered,
-        "distinct_items": len(np.unique(found.rows[found.rows >= 0])),
+        "slots_asked": dict(day.asked),
+        "slots_delivered": dict(day.delivered),
+        "distinct_items": result.coverage[f"coverage@{k}"],
         "catalogue_items": len(catalogue),
-        "embedding_norm": float(np.linalg.norm(vectors, axis=1).mean()),
+        "embedding_norm": norm,
+        "embedding_norm_drift": None if at_training is None else norm / at_training - 1,
         "recall": [recall.value, recall.low, recall.high],
     }

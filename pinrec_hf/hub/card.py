@@ -50,11 +50,13 @@ def write_card(
 
     Raises:
         FileNotFoundError: no such folder or evaluation.
-        ValueError: the folder is none of the three, or the evaluation is of other weights.
+        ValueError: the folder is none of the three, a Space's, or the evaluation is of other weights.
         ModuleNotFoundError: there are pictures to draw, and matplotlib is not installed.
     """
     listing = list_files(folder)
     root = listing.folder
+    if listing.kind == "space":
+        raise ValueError(f"{folder} is a Space's folder: `pinrec space` writes its README.md")
     report = None
     if evaluation is not None:
         report = read_evaluation(evaluation)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 CARD = "README.md"
 SURFACE_CONFIG = "surface_config.json"
+SPACE_APP = "app.py"
 PICTURES = ("recall-by-surface.png", "learning-curve.png")
 # left out on purpose: trainer_state.json and training.json (paths of this machine), report.json (rows of the log)
 MODEL = (
@@ -38,11 +39,13 @@ DATASET = (
     "items.parquet",
     "queries.parquet",
 )
+SPACE = (CARD, SPACE_APP, "requirements.txt")
 # the file that marks a folder of each kind
 KINDS = {
     "adapter": ("adapter_config.json", ADAPTER),
     "model": ("config.json", MODEL),
     "dataset": ("metadata.json", DATASET),
+    "space": (SPACE_APP, SPACE),
 }
 
 
@@ -52,7 +55,7 @@ class Listing:
 
     Attributes:
         folder: where they are.
-        kind: `"model"`, `"adapter"` or `"dataset"`.
+        kind: `"model"`, `"adapter"`, `"dataset"` or `"space"`.
         sizes: bytes by path below `folder`, in the order of the list.
     """
 
@@ -62,15 +65,15 @@ class Listing:
 
     @property
     def repo_type(self) -> str:
-        return "dataset" if self.kind == "dataset" else "model"
+        return self.kind if self.kind in ("dataset", "space") else "model"
 
 
 def list_files(folder: str | os.PathLike[str]) -> Listing:
-    """The files of a model's, an adapter's or a prepared dataset's folder that go to the Hub.
+    """The files of a model's, an adapter's, a prepared dataset's or a Space's folder that go to the Hub.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it is none of the three.
+        ValueError: it is none of the four.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -80,4 +83,4 @@ def list_files(folder: str | os.PathLike[str]) -> Listing:
             found = (path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file())
             return Listing(root, kind, {path.relative_to(root).as_posix(): path.stat().st_size for path in found})
     marks = ", ".join(f"{mark} ({kind})" for kind, (mark, _) in KINDS.items())
-    raise ValueError(f"{folder} is neither model, adapter nor prepared dataset: it holds none of {marks}")
+    raise ValueError(f"{folder} is neither model, adapter, prepared dataset nor Space: it holds none of {marks}")

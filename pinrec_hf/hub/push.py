@@ -43,7 +43,8 @@ def push(listing: Listing, repo: str, *, private: bool | None = None, revision: 
 
 def _commit(api: HfApi, listing: Listing, repo: str, private: bool | None, revision: str | None) -> CommitInfo:
     repo_type = listing.repo_type
-    name = api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    sdk = "gradio" if repo_type == "space" else None
+    name = api.create_repo(repo, repo_type=repo_type, private=private, space_sdk=sdk, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True)
     operations = [CommitOperationAdd(path, os.fspath(listing.folder / path)) for path in listing.sizes]

@@ -16,17 +16,17 @@ def seen_rows(history: Mapping[str, Sequence], catalogue: Catalogue) -> np.ndarr
 
     What was merely shown is not seen; without `outcomes` every event counts as acted on, as in the tokenizer.
     """
-    items, outcomes = history.get("item_id"), history.get("outcomes")
-    if items is None or not len(items):
-        return np.zeros(0, np.int64)
-    if outcomes is not None:
-        items = [item for item, names in zip(items, outcomes, strict=True) if names is not None and len(names)]
-    return _known_rows(items, catalogue)
-
-
-def _known_rows(ids: Sequence[Any], catalogue: Catalogue) -> np.ndarray:
-    rows = np.unique(catalogue.rows(list(ids)))
+    rows = np.unique(catalogue.rows(_acted_on(history)))
     return rows[rows >= 0]
+
+
+def _acted_on(history: Mapping[str, Sequence]) -> list[Any]:
+    items, outcomes = history.get("item_id"), history.get("outcomes")
+    if items is None:
+        return []
+    if outcomes is None:
+        return list(items)
+    return [item for item, names in zip(items, outcomes, strict=True) if names is not None and len(names)]
 
 
 class Eligibility:
@@ -42,16 +42,24 @@ class Eligibility:
             self._lives = catalogue.availability(np.arange(len(catalogue)))
             self._moments = [np.unique(self._lives[:, side]) for side in (0, 1)]
 
-    def excluded_rows(self, request: Mapping[str, Any]) -> np.ndarray:
-        """Seen items, those in `exclude`, and the subject item itself: int64 catalogue rows, ascending.
+    def excluded_rows(self, requests: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        """Of each request the seen items, those in `exclude`, and the subject item itself: int64 catalogue rows,
+        ascending, each once.
 
         Raises:
             ValueError: ids of another type than the catalogue's.
         """
-        seen = seen_rows(request.get("history") or {}, self.catalogue)
-        exclude, subject = request.get("exclude"), request.get("context_item_id")
-        others = [*([] if exclude is None else exclude), *([] if subject is None else [subject])]
-        return np.union1d(seen, _known_rows(others, self.catalogue)) if others else seen
+        # what was acted on is looked up for all at once: a look-up has a price of its own
+        acted_on = [_acted_on(request.get("history") or {}) for request in requests]
+        found = self.catalogue.rows([item for items in acted_on for item in items])
+        ends = np.cumsum([len(items) for items in acted_on])
+        excluded = []
+        for request, seen in zip(requests, np.split(found, ends)[:-1], strict=True):
+            exclude, subject = request.get("exclude"), request.get("context_item_id")
+            others = [*([] if exclude is None else exclude), *([] if subject is None else [subject])]
+            rows = np.unique(np.concatenate([seen, self.catalogue.rows(others)]) if others else seen)
+            excluded.append(rows[rows >= 0])
+        return excluded
 
     def key(self, request: Mapping[str, Any]) -> Hashable:
         """Equal for requests that share a mask; `(None, None, ())` where all items may come."""

@@ -102,6 +102,10 @@ class Generated:
     weights: np.ndarray
     fed_rows: np.ndarray
 
+    def norm(self, hidden_size: int) -> float:
+        """Mean length of the embeddings, without the constants that a dot product's end in."""
+        return float(np.linalg.norm(self.embeddings[:, :hidden_size], axis=1).mean())
+
 
 @torch.inference_mode()
 def generate_requests(

@@ -146,10 +146,12 @@ class ItemIndex:
         if fetch == 0 or len(queries) == 0:
             return scores, rows
         found = self._candidates(queries, fetch, passing)
+        hidden = np.zeros(len(passing.mask), dtype=bool)  # from one query's exclusions; a set would be slower
         for i, without in enumerate(excluded):
+            hidden[without] = True
             candidates = found[i, found[i] >= 0]
-            if len(without):
-                candidates = candidates[~np.isin(candidates, without)]
+            candidates = candidates[~hidden[candidates]]
+            hidden[without] = False
             remaining = min(k, passing.count - len(without))
             if len(candidates) < remaining:  # more exclusions than were fetched, or lists that held too few
                 candidates = np.setdiff1d(passing.places, without, assume_unique=True)

@@ -71,6 +71,7 @@ class Retrieved:
         rows: int64 catalogue rows, -1 where fewer than k items remain. scores: float32, -inf there.
         outcomes: int64, which of `names` brought it, -1 there. names: outcomes, None = unspecified.
         steps: int64, the step that brought it, from 1, -1 there.
+        norms: float64 `(requests,)`, mean length of what was searched for, see `Generated.norm`; empty if unknown.
     """
 
     rows: np.ndarray
@@ -78,6 +79,7 @@ class Retrieved:
     outcomes: np.ndarray
     steps: np.ndarray
     names: list[str | None]
+    norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class PinRecRetriever:
@@ -248,20 +250,22 @@ class PinRecRetriever:
         rows = np.full((len(requests), k), -1, np.int64)
         scores = np.full((len(requests), k), -np.inf, np.float32)
         outcomes, steps = np.full((2, len(requests), k), -1, np.int64)
+        norms = np.zeros(len(requests))
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
             for i, (found, found_scores, by) in enumerate(self.lists(part, k, self.similar), start=start):
                 rows[i], scores[i], source = round_robin(found, found_scores, allocate_slots(by.weights, k), k)
                 outcomes[i] = np.where(source >= 0, by.outcomes[source], -1)
                 steps[i] = np.where(source >= 0, by.steps[source], -1)
-        return Retrieved(rows, scores, outcomes, steps, [None, *self.model.config.outcomes])
+                norms[i] = by.norm(self.model.config.hidden_size)
+        return Retrieved(rows, scores, outcomes, steps, [None, *self.model.config.outcomes], norms)
 
     def rank(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker.
 
         Request features that the model does not read are left out: a log may have more than a model uses.
         """
-        return self.search(self._readable(requests), k).rows
+        return self.search(self.readable(requests), k).rows
 
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
@@ -273,12 +277,13 @@ class PinRecRetriever:
         most = max(1, len(config.positive_outcomes)) * max(1, len(config.time_offsets)) * self.num_steps
         rows = np.full((len(requests), most, k), -1, np.int64)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
-            part = self._readable(requests[start : start + REQUESTS_AT_ONCE])
+            part = self.readable(requests[start : start + REQUESTS_AT_ONCE])
             for i, (found, _, _) in enumerate(self.lists(part, k, np.inf), start=start):
                 rows[i, : len(found), : found.shape[1]] = found
         return rows
 
-    def _readable(self, requests: Sequence[Request]) -> Sequence[Request]:
+    def readable(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Requests without features, if the model reads none."""
         if self.tokenizer.request_features:
             return requests
         return [{**request, "request_features": None} for request in requests]
@@ -352,7 +357,7 @@ class PinRecRetriever:
             kept, weights = merge_similar(directions, by.weights, by.outcomes, similar)
             parts = {name: getattr(by, name)[kept] for name in ("embeddings", "outcomes", "steps", "offsets")}
             written.append(Generated(**parts, weights=weights, fed_rows=by.fed_rows))
-        excluded = [self._eligibility.excluded_rows(request) for request in requests]
+        excluded = self._eligibility.excluded_rows(requests)
         groups: dict[str, list[int]] = {}
         keys = [self._eligibility.key(request) for request in requests]
         for i, key in enumerate(keys):

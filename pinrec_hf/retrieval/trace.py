@@ -13,7 +13,7 @@ from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever, Retrieved
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAP_ITEMS = 5_000
+MAP_ITEMS, MAP_EVENTS = 5_000, 20
 LABEL_WIDTH = 34
 
 
@@ -79,9 +79,9 @@ def plot_trace(
     """The path of interests on a map of the catalogue, its two main directions (PCA of the item embeddings).
 
     Args:
-        history_rows: int64 catalogue rows of the history's items, oldest first, those that the catalogue knows.
-        small: points carry their step's number instead of titles, and there is no legend: for a page, which says
-            both beside the map.
+        history_rows: int64 catalogue rows of the history's items, oldest first, those that the catalogue knows; the
+            last `MAP_EVENTS` are drawn.
+        small: the map alone, for a page that says beside it what each step points at.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
@@ -98,59 +98,53 @@ def plot_trace(
     def place(rows: Any) -> np.ndarray:
         return (items[np.asarray(rows, np.int64)] - centre) @ axes
 
-    figure = Figure(figsize=(6, 4.2) if small else (11, 7), layout="constrained")
-    ax = figure.subplots()
+    figure = Figure(figsize=(6, 4.2) if small else (11, 5.4), layout="constrained")
+    ax = figure.subplots() if small else figure.subplots(1, 2, width_ratios=(5, 3))[0]
     background = (shown - centre) @ axes
-    ax.scatter(
-        background[:, 0],
-        background[:, 1],
-        s=5,
-        color="#d4d4d8",
-        linewidths=0,
-        label="items",
-        zorder=0,
-        rasterized=small,
-    )
+    ax.scatter(*background.T, s=5, color="#d4d4d8", linewidths=0, zorder=0, rasterized=small)
+    history_rows = history_rows[-MAP_EVENTS:]
     if len(history_rows):
         past = place(history_rows)
         ax.plot(*past.T, color="#a1a1aa", linewidth=0.8, zorder=1)
         colours = np.column_stack([np.full((len(past), 3), 0.3), np.linspace(0.2, 1, len(past))])
-        ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, linewidths=0, zorder=2, label="history, older is fainter")
-    outcomes = list(dict.fromkeys(one.outcome for one in traced))
+        ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, linewidths=0, zorder=2)
     path = [one.nearest[0].row for one in traced if one.is_fed]
     if len(history_rows) and path:
         line = np.concatenate([past[-1:], place(path)])
-        ax.plot(*line.T, color="#18181b", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3, label="fed back")
-    for number, outcome in enumerate(outcomes):
-        own = [one for one in traced if one.outcome == outcome and one.nearest]
-        points = place([one.nearest[0].row for one in own])
+        ax.plot(*line.T, color="#18181b", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3)
+    outcomes = list(dict.fromkeys(one.outcome for one in traced))
+    number_style: dict[str, Any] = {"color": "white", "weight": "bold", "ha": "center", "va": "center_baseline"}
+    for place_of_outcome, outcome in enumerate(outcomes):
         colour = outcome_colour(outcome, retriever.model.config.positive_outcomes)
-        if small:  # outcomes that point at the same item stand side by side
-            beside = offset_copy(ax.transData, figure, x=13 * (number - (len(outcomes) - 1) / 2), units="points")
-            for one, (x, y) in reversed(list(zip(own, points.tolist(), strict=True))):  # early steps on top
-                layer = 5 - one.step / 99
+        # outcomes that point at the same item stand side by side
+        beside = offset_copy(ax.transData, figure, x=13 * (place_of_outcome - (len(outcomes) - 1) / 2), units="points")
+        for one in traced:
+            if one.outcome == outcome and one.nearest:
+                (x, y), layer = place(one.nearest[0].row), 5 - one.step / 99  # early steps on top
                 ax.scatter(x, y, s=210, color=colour, edgecolors="white", transform=beside, zorder=layer)
-                number_style: dict[str, Any] = {
-                    "color": "white",
-                    "weight": "bold",
-                    "ha": "center",
-                    "va": "center_baseline",
-                }
                 ax.text(x, y, str(one.step), fontsize=10.5, transform=beside, zorder=layer, **number_style)
-            continue
-        ax.scatter(
-            points[:, 0], points[:, 1], s=70, color=colour, edgecolors="white", zorder=4, label=outcome or "any outcome"
-        )
-        for one, point in zip(own, points, strict=True):
-            name = str(one.nearest[0].title or one.nearest[0].item_id)
-            text = f"{one.step}  {name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + '…'}"
-            ax.annotate(text, point, xytext=(7, 4 - 11 * number), textcoords="offset points", fontsize=8, color=colour)
     ax.set(title=title, xticks=[], yticks=[])
-    ax.margins(0.05 if small else 0.12)
+    ax.margins(0.05)
     ax.spines[:].set_visible(False)
     if not small:
-        ax.legend(loc="best", frameon=False, fontsize=9)
+        ax.set_xlabel(f"grey: the last {MAP_EVENTS} items of the history, older is fainter; dashed: what is fed back")
+        _list_steps(figure.axes[1], traced, retriever.model.config.positive_outcomes)
     return figure
+
+
+def _list_steps(ax: Any, traced: Sequence[TracedEmbedding], outcomes: Sequence[str]) -> None:
+    """What each step points at, in words."""
+    pointing = [one for one in traced if one.nearest]
+    for line, one in enumerate(pointing):
+        name = str(one.nearest[0].title or one.nearest[0].item_id)
+        name = name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + "…"
+        style = {"fontsize": 9, "va": "center"}
+        if line == 0 or one.step != pointing[line - 1].step:
+            ax.text(0, -line, str(one.step), weight="bold", **style)
+        ax.text(0.07, -line, one.outcome or "any", color=outcome_colour(one.outcome, outcomes), weight="bold", **style)
+        ax.text(0.27, -line, name + ("  ↩" if one.is_fed else ""), **style)
+    ax.set(xlim=(0, 1), ylim=(-max(len(pointing), 12) + 0.5, 0.5))
+    ax.axis("off")
 
 
 def outcome_colour(outcome: str | None, outcomes: Sequence[str]) -> str:

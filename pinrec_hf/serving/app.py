@@ -168,7 +168,9 @@ def _explain_errors(app: FastAPI) -> None:
     """Every error is `{"error": ...}`: never a trace, never what was sent."""
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):
+            return _problem("send JSON, with the header `content-type: application/json`", 422)
         first, more = error.errors()[0], len(error.errors()) - 1
         place = ".".join(map(str, first["loc"][1:])) or "the body"
         return _problem(f"{place}: {first['msg']}" + (f" (and {more} more)" if more else ""), 422)

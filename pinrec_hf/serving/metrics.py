@@ -41,6 +41,9 @@ class Metrics:
         self.asked = Counter("pinrec_slots_asked", "slots by the budget", ["outcome"], **new)
         self.delivered = Counter("pinrec_slots_delivered", "items by the outcome that brought them", ["outcome"], **new)
         self.norm = Summary("pinrec_user_embedding_norm", "length of user embeddings", **new)
+        self.norm_at_training = Gauge(
+            "pinrec_user_embedding_norm_at_training", "on validation, by the model's record; NaN without", **new
+        )
         self.releases = Counter("pinrec_release_loads", "releases loaded, refused", ["result"], **new)
         self.release = Gauge("pinrec_release_loaded_seconds", "when it was loaded (epoch)", ["release"], **new)
         self.index_age = Gauge("pinrec_index_age_seconds", "since the index was written", **new)
@@ -52,6 +55,8 @@ class Metrics:
         self.release.clear()
         self.release.labels(release.name).set(time.time())
         self.catalogue.set(len(release.served))
+        at_training = release.retriever.model.config.embedding_norm
+        self.norm_at_training.set(float("nan") if at_training is None else at_training)
         self.index_age.set_function(lambda: time.time() - release.indexed_at)
         self.coverage.set_function(lambda: float(np.count_nonzero(release.served)))
 

@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".faiss", ".parquet", ".png")
-REPO = r"(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
-API = r"/api/(?P<kind>models|datasets)/(?P<name>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<repo>(?:datasets/|spaces/)?[\w.-]+/[\w.-]+)"
+API = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[\w.-]+/[\w.-]+)"
 
 
 class Refused(Exception):
@@ -120,7 +120,9 @@ class Handler(BaseHTTPRequestHandler):
     def create_repo(self) -> None:
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-        full = f"datasets/{name}" if asked.get("type") == "dataset" else name
+        if asked.get("type") == "space" and asked.get("sdk") != "gradio":
+            raise Refused(400, "BadRequest", "a Space needs an sdk")
+        full = full_name(f"{asked.get('type') or 'model'}s", name)
         url = {"url": f"http://{self.headers['Host']}/{full}"}
         if full in HUB.repos:
             return self.send_json({"error": "You already created this repo", **url}, status=HTTPStatus.CONFLICT)
@@ -275,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def full_name(kind: str, name: str) -> str:
-    return name if kind == "models" else f"datasets/{name}"
+    return name if kind == "models" else f"{kind}/{name}"
 
 
 def store(content: bytes) -> str:

@@ -181,7 +181,7 @@ def test_a_push_that_fails_half_way_leaves_the_repo_as_it_was(pushed, loopback, 
 
 
 def test_no_hub_and_no_such_folder_are_told_in_a_line(trained, tmp_path, capsys):
-    for folder, message in ((tmp_path / "none", "is no folder"), (tmp_path, "neither model, adapter nor prepared")):
+    for folder, message in ((tmp_path / "none", "is no folder"), (tmp_path, "neither model, adapter, prepared")):
         assert main(["push", "--model", str(folder), "--repo", "org/x", "--dry-run"]) == 2
         assert message in capsys.readouterr().err
     assert main(["push", "--model", str(trained), "--repo", "org/x"]) == 2  # offline, as all tests are

@@ -178,6 +178,25 @@ def test_cache_equals_no_cache(any_model, tokenizer, requests_example, split):
             assert close(output.embeddings, expected.embeddings)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+def test_the_last_event_alone_is_what_it_is_among_all(any_model, attention, tokenizer, requests_example):
+    model = with_attention(any_model, attention)
+    fields = {name: [request.get(name) for request in requests_example] for name in ("surface", "timestamp", "query")}
+    for requests in (slice(0, 4), slice(1, 2)):  # padded, and one alone, which needs no mask
+        histories = [request["history"] for request in requests_example[requests]]
+        batch = tokenizer(histories, **{name: values[requests] for name, values in fields.items()})
+        with torch.compiler.set_stance("force_eager"):
+            whole, last = (model(**batch, last_event_only=only, use_cache=True) for only in (False, True))
+        assert close(last.embeddings, whole.embeddings, tolerance=1e-4)
+        assert close(last.last_hidden_state[:, -1], whole.last_hidden_state[:, -1], tolerance=1e-4)
+        # a mask of flex attention cannot be cut
+        assert last.last_hidden_state.shape[1] == 1 or attention == "flex_attention"
+        for mine, other in zip(last.cache.layers, whole.cache.layers, strict=True):
+            assert close(mine.keys, other.keys)
+            assert close(mine.values, other.values)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(model, training_batch, reentrant):
     loss, expected = gradients(model, training_batch, train=True)

@@ -151,6 +151,13 @@ def test_an_error_names_the_field_and_the_remedy(client, body, says):
     assert says in answer.json()["error"]
 
 
+def test_a_body_that_is_not_said_to_be_json(client):
+    for headers in ({}, {"content-type": "application/x-www-form-urlencoded"}):  # as curl sends it unasked
+        answer = client.post("/v1/recommend", content=b'{"k": 3}', headers=headers)
+        assert answer.status_code == 422
+        assert "content-type: application/json" in answer.json()["error"]
+
+
 def test_a_bad_request_of_a_batch_is_named(client):
     answer = client.post("/v1/recommend/batch", json={"requests": [{}, {"k": 3}, {"surface": "homefed"}]})
     assert answer.status_code == 422

@@ -135,6 +135,7 @@ def test_full_finetuning_leaves_a_model_that_shares_the_bases_index(
     model, _ = load_pretrained(output)
     assert model.config.outcome_budgets["search"] == {"save": 0.9, "click": 0.1}
     assert model.config.item_id_dropout > 0
+    assert model.config.embedding_norm > 0
     for path in saved_model.glob("index*"):
         shutil.copyfile(path, output / path.name)
     PinRecRetriever.from_pretrained(output)

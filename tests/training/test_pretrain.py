@@ -64,6 +64,7 @@ def test_finished_run_leaves_a_model_and_no_checkpoints(whole: Path) -> None:
     assert {"config.json", "model.safetensors", "catalogue.safetensors", "tokenizer_config.json"} <= names
     assert {"trainer_state.json", "items.parquet", "modeling_pinrec.py"} <= names
     assert [path.name for path in whole.parent.iterdir()] == ["model"]
+    assert json.loads((whole / "config.json").read_text())["embedding_norm"] > 0
     assert any("eval_recall@10" in e for e in json.loads((whole / "trainer_state.json").read_text())["log_history"])
 
 

@@ -1,13 +1,18 @@
 """A model that grows: surfaces, outcomes and items that pretraining did not know."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from .catalogue_pinrec import Catalogue
 from .configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM, PinRecConfig, more_names
 from .embedding_pinrec import append_rows
+
+NEIGHBOURS = 10
+"""Known items that a new one takes its id row from (chosen on validation, see docs/experiments.md)."""
 
 
 class PinRecVocabulary(nn.Module):
@@ -52,9 +57,12 @@ class PinRecVocabulary(nn.Module):
                 part.outcomes = append_rows(part.outcomes, len(names))
 
     def add_items(self, catalogue: Catalogue) -> None:
-        """Takes a larger catalogue, made by `append`: each new item's own id row begins as a copy of the unknown one.
+        """Takes a larger catalogue, made by `append`: each new item's own id row begins as the mean of those of the known
+        items nearest to it in content, or as the unknown one's where the catalogue has no content.
 
-        Old answers keep their bits. Content, features and hashed ids need no new weights.
+        So that it is found among the items that it looks like, with their popularity (Gantner et al. 2010, "Learning
+        attribute-to-feature mappings for cold-start recommendations"). Old answers keep their bits. Content, features
+        and hashed ids need no new weights.
 
         Args:
             catalogue (`Catalogue`): the tokenizer's.
@@ -69,6 +77,21 @@ class PinRecVocabulary(nn.Module):
             )
         table = self.item_encoder.full_ids
         if table is not None:
-            more = len(catalogue) + FIRST_ITEM - table.num_embeddings
-            self.item_encoder.full_ids = append_rows(table, more, like=UNKNOWN_ITEM)
+            known = table.num_embeddings - FIRST_ITEM
+            grown = append_rows(table, len(catalogue) - known, like=UNKNOWN_ITEM)
+            if catalogue.content_size:
+                for new, neighbours in content_neighbours(catalogue, known, NEIGHBOURS):
+                    grown.weight.data[new + FIRST_ITEM] = table.weight.data[neighbours + FIRST_ITEM].mean(1)
+            self.item_encoder.full_ids = grown
         self.config.num_items, self.config.catalogue_fingerprint = len(catalogue), catalogue.fingerprint
+
+
+def content_neighbours(
+    catalogue: Catalogue, known: int, count: int, rows_at_once: int = 1_024
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows `(new,)` after the first `known`, and those `(new, count)` of the known items nearest to each by cosine."""
+    vectors = nn.functional.normalize(torch.from_numpy(catalogue.vectors(np.arange(known))))
+    for start in range(known, len(catalogue), rows_at_once):
+        new = np.arange(start, min(start + rows_at_once, len(catalogue)))
+        cosine = torch.from_numpy(catalogue.vectors(new)) @ vectors.T
+        yield torch.from_numpy(new), cosine.topk(min(count, known), dim=1).indices

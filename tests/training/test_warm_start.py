@@ -16,7 +16,9 @@ from tiny_world import DAY, FIRST_TIME, NUM_DAYS, NUM_ITEMS, tiny_items, tiny_lo
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.windows import SequenceDataset, encode_split
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM
+from pinrec_hf.modeling.vocabulary_pinrec import NEIGHBOURS
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import encode_items, encode_requests
 from pinrec_hf.retrieval.item_table import ItemTable
@@ -74,11 +76,24 @@ def test_what_is_new_is_there(warm, saved_model):
     assert (tokenizer.catalogue.vectors(tokenizer.catalogue.rows(NEW)) == tiny_vectors()[:2]).all()
     table = model.item_encoder.full_ids.weight
     assert len(table) == NUM_ITEMS + 2 + FIRST_ITEM == model.config.num_items + FIRST_ITEM
-    assert torch.equal(table[-2:], table[[UNKNOWN_ITEM] * 2])
+    assert torch.equal(table[:-2], saved_table(saved_model))
+    for row, vector in zip(table[-2:], tiny_vectors()[:2], strict=True):
+        cosine = [np.dot(v, vector) / np.linalg.norm(v) for v in tokenizer.catalogue.vectors(np.arange(NUM_ITEMS))]
+        nearest = np.argsort(cosine)[-NEIGHBOURS:] + FIRST_ITEM
+        torch.testing.assert_close(row, table[nearest].mean(0))
     assert model.config.surfaces[-1] == "shop"
     assert model.config.outcomes[-2:] == ["buy", "report"]
     assert model.config.negative_outcomes == tokenizer.negative_outcomes == ["hide", "report"]
     assert model.config.outcome_budgets["shop"] == {"buy": 1.0}
+
+
+def saved_table(folder: Path) -> torch.Tensor:
+    return load_pretrained(folder)[0].item_encoder.full_ids.weight
+
+
+def test_a_shorter_catalogue_is_refused(warm):
+    with pytest.raises(ValueError, match="append-only"):
+        warm.model.add_items(Catalogue.build(["p1"]))
 
 
 def test_life_times_are_todays(warm, saved_model):

@@ -1,10 +1,10 @@
 """Items that training never saw: a tenth of a public set's is withheld, then put into the index.
 
 Run by `make benchmark-public ROW=cold`. In training's histories a withheld item is the unknown item; it is neither
-target nor negative there. The catalogue then grows by it, as it does when an item is new. Three models (ids, content,
-both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed; recall is
-that of the test targets which were withheld (cold), and of the others (warm). Nothing is chosen here: test is read
-once.
+target nor negative there. Then catalogue and model grow by it (`add_items`), as they do when an item is new. Three models
+(ids, content, both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed;
+recall is that of the test targets which were withheld (cold), and of the others (warm). Nothing is chosen here: test is
+read once.
 """
 
 import json
@@ -94,7 +94,7 @@ def measure(log: pa.Table, data: Path, plan: Mapping[str, Any], seed: int, minut
                                  all_requests.item_row >= len(before)),
             "warm": only_targets(all_requests, all_requests.item_row < len(before)),
         }  # fmt: skip
-        model.config.catalogue_fingerprint = tokenizer.catalogue.fingerprint  # its first rows are the model's own
+        model.add_items(tokenizer.catalogue)
         measured = {group: ranked(ModelRanker(model, tokenizer, hide_time=True), requests[group], tokenizer.catalogue)
                     for group in requests}  # fmt: skip
         state = json.loads((trained / "trainer_state.json").read_text())

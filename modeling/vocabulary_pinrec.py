@@ -56,7 +56,7 @@ class PinRecVocabulary(nn.Module):
             if part is not None and part.outcomes is not None:
                 part.outcomes = append_rows(part.outcomes, len(names))
 
-    def add_items(self, catalogue: Catalogue) -> None:
+    def add_items(self, catalogue: Catalogue, boost: float = 0.0) -> None:
         """Takes a larger catalogue, made by `append`: each new item's own id row begins as the mean of those of the known
         items nearest to it in content, or as the unknown one's where the catalogue has no content.
 
@@ -66,9 +66,11 @@ class PinRecVocabulary(nn.Module):
 
         Args:
             catalogue (`Catalogue`): the tokenizer's.
+            boost (`float`): added to every score of a new item, until it is trained; how many slots new items get at
+                the cost of the others is for the caller to choose, on validation.
 
         Raises:
-            ValueError: it holds fewer items than the model has learned.
+            ValueError: it holds fewer items than the model has learned, or a boost without full ids and their biases.
         """
         if len(catalogue) < self.config.num_items:
             raise ValueError(
@@ -76,12 +78,16 @@ class PinRecVocabulary(nn.Module):
                 "append-only, so grow the model's own with Catalogue.append"
             )
         table = self.item_encoder.full_ids
+        if boost and (table is None or self.config.similarity != "dot"):
+            raise ValueError('a boost is a bias of new id rows: it needs item_id_embedding="full" and similarity="dot"')
         if table is not None:
             known = table.num_embeddings - FIRST_ITEM
             grown = append_rows(table, len(catalogue) - known, like=UNKNOWN_ITEM)
             if catalogue.content_size:
                 for new, neighbours in content_neighbours(catalogue, known, NEIGHBOURS):
                     grown.weight.data[new + FIRST_ITEM] = table.weight.data[neighbours + FIRST_ITEM].mean(1)
+            if boost:
+                grown.weight.data[known + FIRST_ITEM :, self.config.hidden_size] += boost  # the bias that all ask for
             self.item_encoder.full_ids = grown
         self.config.num_items, self.config.catalogue_fingerprint = len(catalogue), catalogue.fingerprint
 

@@ -1,10 +1,10 @@
 """Items that training never saw: a tenth of a public set's is withheld, then put into the index.
 
 Run by `make benchmark-public ROW=cold`. In training's histories a withheld item is the unknown item; it is neither
-target nor negative there. Then catalogue and model grow by it (`add_items`), as they do when an item is new. Models (ids,
-content, both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed; recall
-is that of the test targets which were withheld (cold), and of the others (warm). One number is chosen, on the validation
-item: the boost of new items, the smallest that gives them the share of warm recall which the plan asks for.
+target nor negative there. Then catalogue and model grow by it (`add_items`), as they do when an item is new. Models
+(ids, content, both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed;
+recall is that of the test targets which were withheld (cold), and of the others (warm). One number is chosen, on the
+validation item: the boost of new items, the smallest that gives them the plan's share of warm recall.
 """
 
 import copy

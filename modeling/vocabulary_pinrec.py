@@ -57,8 +57,8 @@ class PinRecVocabulary(nn.Module):
                 part.outcomes = append_rows(part.outcomes, len(names))
 
     def add_items(self, catalogue: Catalogue, boost: float = 0.0) -> None:
-        """Takes a larger catalogue, made by `append`: each new item's own id row begins as the mean of those of the known
-        items nearest to it in content, or as the unknown one's where the catalogue has no content.
+        """Takes a larger catalogue, made by `append`: each new item's own id row begins as the mean of those of the ten
+        known items nearest to it in content, or as the unknown one's where the catalogue has no content.
 
         So that it is found among the items that it looks like, with their popularity (Gantner et al. 2010, "Learning
         attribute-to-feature mappings for cold-start recommendations"). Old answers keep their bits. Content, features

@@ -17,9 +17,6 @@ HOUR, DAY = 3_600, 86_400
 TIME_PERIODS = (HOUR // 4, HOUR // 2, HOUR * 3 // 4, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 16 * HOUR, DAY, 7 * DAY)
 """Seconds. The paper's, up to a week: longer ones tell days of a short log apart, which says nothing of later days."""
 
-LONGEST_GAP = 28 * DAY
-"""Seconds: the longest period at which the gap between two events is seen."""
-
 SIGNALS = ("surface", "outcome", "time", "context")
 
 MAX_REQUEST_FEATURES, REQUEST_FEATURE_BITS = 5, 12
@@ -66,8 +63,6 @@ class PinRecConfig(PreTrainedConfig):
             any of `"surface"`, `"outcome"`, `"time"` and `"context"` (queries and subject items are events).
             None of them is SASRec.
         time_periods (`list[int]`): periods, in seconds, at which absolute time is seen as sin and cos.
-        time_resolution (`int`): seconds, from which up gaps between events are told apart: of a log that knows days
-            only, waves shorter than a day would be noise.
         time_offsets (`list[int]`): seconds after a request that an embedding can be asked for, ascending from 0
             (`[0, 30, 60, 180]`); none by default.
         num_items (`int`): rows of the catalogue that the id table covers (later rows share the unknown id).
@@ -115,7 +110,6 @@ class PinRecConfig(PreTrainedConfig):
     outcome_budgets: dict | None = None
     signals: list[str] | None = None
     time_periods: list[int] | None = None
-    time_resolution: int = 1
     time_offsets: list[int] | None = None
 
     num_items: int = 0
@@ -219,8 +213,6 @@ class PinRecConfig(PreTrainedConfig):
             raise ValueError(f"signals {unknown} do not exist; choose among {list(SIGNALS)}")
         if any(period <= 0 for period in self.time_periods or []):
             raise ValueError(f"time_periods={self.time_periods} must be seconds above 0")
-        if not 1 <= self.time_resolution < LONGEST_GAP:
-            raise ValueError(f"time_resolution={self.time_resolution} is in seconds: from 1 to below {LONGEST_GAP}")
         if (offsets := self.time_offsets) and (offsets[0] != 0 or sorted(set(offsets)) != offsets):
             raise ValueError(f"time_offsets={offsets} must be seconds that ascend from 0, such as [0, 30, 60, 180]")
         for field in ("surfaces", "outcomes"):

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .configuration_pinrec import FIRST_ITEM, LONGEST_GAP, UNKNOWN_ITEM, PinRecConfig
+from .configuration_pinrec import (
+    DAY,
+    FIRST_ITEM,
+    UNKNOWN_ITEM,
+    PinRecConfig,
+)
 
 GAP_PERIODS = 32
 
@@ -110,13 +115,13 @@ class EntityEncoder(nn.Module):
 class TimeEncoding(nn.Module):
     """When something happened and how long after the event before, each possibly unknown.
 
-    Absolute time as sin/cos at fixed periods; the gap on 32 log-spaced periods from the clock's resolution (1 s)
+    Absolute time as sin/cos at fixed periods; the gap on 32 log-spaced periods from 1 s
     to 4 weeks with learned phases, plus its logarithm (PinnerFormer, arXiv 2205.04507, section 3.2).
     """
 
     def __init__(self, config: PinRecConfig) -> None:
         super().__init__()
-        self.periods, self.resolution = config.time_periods or [], config.time_resolution
+        self.periods = config.time_periods or []
         self.gap_phase = nn.Parameter(torch.zeros(GAP_PERIODS))
         self.proj = nn.Linear(2 * len(self.periods) + GAP_PERIODS + 3, config.hidden_size)
 
@@ -126,9 +131,7 @@ class TimeEncoding(nn.Module):
         # the modulo is taken in int64: a float32 second steps by 128 s at today's timestamps
         phase = (timestamps[..., None] % periods).float() / periods * (2 * math.pi)
         known = (timestamps >= 0)[..., None].float()
-        gap_periods = torch.logspace(
-            math.log10(self.resolution), math.log10(LONGEST_GAP), GAP_PERIODS, device=gaps.device
-        )
+        gap_periods = torch.logspace(0, math.log10(28 * DAY), GAP_PERIODS, device=gaps.device)
         gap = gaps.clamp(min=0)[..., None].float()
         gap_known = (gaps >= 0)[..., None].float()
         wave = torch.sin(gap / gap_periods * (2 * math.pi) + self.gap_phase.float())

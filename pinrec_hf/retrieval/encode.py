@@ -244,8 +244,7 @@ def base_fingerprint(model: PinRecModel) -> str:
     config = model.config
     use = (
         config.num_attention_heads, config.rope_theta, config.rms_norm_eps, config.hidden_act, config.similarity,
-        config.signals, config.time_periods, config.time_resolution, config.time_offsets, config.hash_functions,
-        config.pooled_history,
+        config.signals, config.time_periods, config.time_offsets, config.hash_functions, config.pooled_history,
     )  # fmt: skip
     return weights_fingerprint(model, repr(use), without=NAME_TABLES)
 

@@ -1,6 +1,6 @@
 """A model that grows: surfaces, outcomes and items that pretraining did not know."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,20 +84,29 @@ class PinRecVocabulary(nn.Module):
             known = table.num_embeddings - FIRST_ITEM
             grown = append_rows(table, len(catalogue) - known, like=UNKNOWN_ITEM)
             if catalogue.content_size:
-                for new, neighbours in content_neighbours(catalogue, known, NEIGHBOURS):
-                    grown.weight.data[new + FIRST_ITEM] = table.weight.data[neighbours + FIRST_ITEM].mean(1)
+                neighbours = content_neighbours(catalogue, known, NEIGHBOURS) + FIRST_ITEM
+                rows = nn.functional.embedding_bag(neighbours.to(table.weight.device), table.weight.data, mode="mean")
+                grown.weight.data[known + FIRST_ITEM :] = rows
             if boost:
                 grown.weight.data[known + FIRST_ITEM :, self.config.hidden_size] += boost  # the bias that all ask for
             self.item_encoder.full_ids = grown
         self.config.num_items, self.config.catalogue_fingerprint = len(catalogue), catalogue.fingerprint
 
 
-def content_neighbours(
-    catalogue: Catalogue, known: int, count: int, rows_at_once: int = 1_024
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows `(new,)` after the first `known`, and those `(new, count)` of the known items nearest to each by cosine."""
-    vectors = nn.functional.normalize(torch.from_numpy(catalogue.vectors(np.arange(known))))
-    for start in range(known, len(catalogue), rows_at_once):
-        new = np.arange(start, min(start + rows_at_once, len(catalogue)))
-        cosine = torch.from_numpy(catalogue.vectors(new)) @ vectors.T
-        yield torch.from_numpy(new), cosine.topk(min(count, known), dim=1).indices
+def content_neighbours(catalogue: Catalogue, known: int, count: int) -> Tensor:
+    """Of each item after the first `known`, those of the known ones with the highest cosine of content vectors.
+
+    Returns:
+        `torch.LongTensor` of shape `(new items, min(count, known))`: catalogue rows, the nearest first.
+    """
+    new = torch.from_numpy(catalogue.vectors(np.arange(known, len(catalogue))))
+    cosines, rows = new.new_empty(len(new), 0), torch.empty(len(new), 0, dtype=torch.int64)
+    for start in range(0, known, 1 << 16):  # blocks of both, so that neither has to fit into memory twice
+        block = np.arange(start, min(start + (1 << 16), known))
+        vectors = nn.functional.normalize(torch.from_numpy(catalogue.vectors(block)))
+        best = [(part @ vectors.T).topk(min(count, len(block))) for part in new.split(1_024)]
+        cosines = torch.cat([cosines, torch.cat([b.values for b in best])], 1)
+        rows = torch.cat([rows, torch.cat([b.indices for b in best]) + start], 1)
+        cosines, kept = cosines.topk(min(count, cosines.shape[1]))
+        rows = rows.gather(1, kept)
+    return rows

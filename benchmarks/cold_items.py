@@ -1,13 +1,15 @@
 """Items that training never saw: a tenth of a public set's is withheld, then put into the index.
 
 Run by `make benchmark-public ROW=cold`. In training's histories a withheld item is the unknown item; it is neither
-target nor negative there. The catalogue then grows by it, as it does when an item is new. Three models (ids, content,
-both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed; recall is
-that of the test targets which were withheld (cold), and of the others (warm). Nothing is chosen here: test is read
-once.
+target nor negative there. Then catalogue and model grow by it (`add_items`), as they do when an item is new. Models
+(ids, content, both) and the nearest neighbours of the history's mean content vector rank all items, seen ones removed;
+recall is that of the test targets which were withheld (cold), and of the others (warm). One number is chosen, on the
+validation item: the boost of new items, the smallest that gives them the plan's share of warm recall.
 """
 
+import copy
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,12 @@ from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
 from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, seen_rows
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.pretrained import load_pretrained
+
+BOOSTS = [step / 4 for step in range(13)]
+WARM_REQUESTS = 4_000  # of validation, drawn by the seed, for choosing a boost
 
 
 class ContentNeighbours:
@@ -54,6 +61,36 @@ def grown(catalogue: Catalogue, items: pa.Table) -> Catalogue:
     columns = {name: items[column] for name, column in (("vectors", "embedding"), ("features", "features"))
                if column in items.column_names}  # fmt: skip
     return catalogue.append(items["item_id"].to_pylist(), **columns)
+
+
+def split_targets(data: Path, split: str, catalogue: Catalogue, known: int) -> dict[str, Requests]:
+    """Requests of the targets that are new (cold), and of the others (warm)."""
+    requests = load_requests(data, split, catalogue)
+    return {"cold": only_targets(requests, requests.item_row >= known),
+            "warm": only_targets(requests, requests.item_row < known)}  # fmt: skip
+
+
+def smallest_boost(
+    model: PinRecModel, tokenizer: PinRecTokenizer, data: Path, known: int, share: float, seed: int
+) -> float:
+    """The least of `BOOSTS` with which new items reach that share of warm recall@10 on the validation item."""
+    requests = split_targets(data, "validation", tokenizer.catalogue, known)
+    chosen = np.random.default_rng(seed).random(len(requests["warm"])) < WARM_REQUESTS / len(requests["warm"])
+    requests["warm"] = only_targets(requests["warm"], chosen)
+
+    def reached(boost: float) -> float:
+        ranker = ModelRanker(with_items(model, tokenizer.catalogue, boost), tokenizer, hide_time=True)
+        found = {group: ranked(ranker, requests[group], tokenizer.catalogue) for group in requests}
+        print("boost", boost, {group: found[group].metrics["recall@10"].value for group in found}, flush=True)
+        return ratio(found["cold"], found["warm"])
+
+    return BOOSTS[min(bisect_left(BOOSTS, share, key=reached), len(BOOSTS) - 1)]
+
+
+def with_items(model: PinRecModel, catalogue: Catalogue, boost: float) -> PinRecModel:
+    model = copy.deepcopy(model)
+    model.add_items(catalogue, boost)
+    return model
 
 
 def figures(found: Evaluation) -> dict[str, float]:
@@ -89,18 +126,18 @@ def measure(log: pa.Table, data: Path, plan: Mapping[str, Any], seed: int, minut
         })  # fmt: skip
         model, tokenizer = load_pretrained(trained)
         before, tokenizer.catalogue = tokenizer.catalogue, grown(tokenizer.catalogue, known.filter(pa.array(withheld)))
-        requests = {
-            "cold": only_targets(all_requests := load_requests(data, "test", tokenizer.catalogue),
-                                 all_requests.item_row >= len(before)),
-            "warm": only_targets(all_requests, all_requests.item_row < len(before)),
-        }  # fmt: skip
-        model.config.catalogue_fingerprint = tokenizer.catalogue.fingerprint  # its first rows are the model's own
+        boost = 0.0
+        if before.content_size and model.config.item_id_embedding == "full":
+            boost = smallest_boost(model, tokenizer, data, len(before), plan["of_warm"], seed)
+        model.add_items(tokenizer.catalogue, boost)
+        requests = split_targets(data, "test", tokenizer.catalogue, len(before))
         measured = {group: ranked(ModelRanker(model, tokenizer, hide_time=True), requests[group], tokenizer.catalogue)
                     for group in requests}  # fmt: skip
         state = json.loads((trained / "trainer_state.json").read_text())
         results[name] = {
             **{group: figures(found) for group, found in measured.items()},
             "cold over warm": ratio(measured["cold"], measured["warm"]),
+            "boost": boost,
             "epochs": state["epoch"],
         }
         if name == plan["checked"]:

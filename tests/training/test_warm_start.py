@@ -16,7 +16,10 @@ from tiny_world import DAY, FIRST_TIME, NUM_DAYS, NUM_ITEMS, tiny_items, tiny_lo
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.windows import SequenceDataset, encode_split
-from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM
+from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, PinRecConfig
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.modeling.vocabulary_pinrec import NEIGHBOURS
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import encode_items, encode_requests
 from pinrec_hf.retrieval.item_table import ItemTable
@@ -74,11 +77,42 @@ def test_what_is_new_is_there(warm, saved_model):
     assert (tokenizer.catalogue.vectors(tokenizer.catalogue.rows(NEW)) == tiny_vectors()[:2]).all()
     table = model.item_encoder.full_ids.weight
     assert len(table) == NUM_ITEMS + 2 + FIRST_ITEM == model.config.num_items + FIRST_ITEM
-    assert torch.equal(table[-2:], table[[UNKNOWN_ITEM] * 2])
+    assert torch.equal(table[:-2], saved_table(saved_model))
+    for row, vector in zip(table[-2:], tiny_vectors()[:2], strict=True):
+        cosine = [np.dot(v, vector) / np.linalg.norm(v) for v in tokenizer.catalogue.vectors(np.arange(NUM_ITEMS))]
+        nearest = np.argsort(cosine)[-NEIGHBOURS:] + FIRST_ITEM
+        torch.testing.assert_close(row, table[nearest].mean(0))
     assert model.config.surfaces[-1] == "shop"
     assert model.config.outcomes[-2:] == ["buy", "report"]
     assert model.config.negative_outcomes == tokenizer.negative_outcomes == ["hide", "report"]
     assert model.config.outcome_budgets["shop"] == {"buy": 1.0}
+
+
+def saved_table(folder: Path) -> torch.Tensor:
+    return load_pretrained(folder)[0].item_encoder.full_ids.weight
+
+
+def test_a_boost_is_added_to_the_scores_of_new_items_alone(saved_model, warm, requests_example):
+    scores = []
+    for boost in (0.0, 1.5):
+        model, tokenizer = load_pretrained(saved_model)
+        users = encode_requests(model, tokenizer, requests_example)
+        tokenizer.catalogue = warm.tokenizer.catalogue
+        model.add_items(tokenizer.catalogue, boost)
+        scores.append(users @ encode_items(model, tokenizer).T)
+    assert (scores[1][..., :NUM_ITEMS] == scores[0][..., :NUM_ITEMS]).all()
+    np.testing.assert_allclose(scores[1][..., NUM_ITEMS:] - scores[0][..., NUM_ITEMS:], 1.5, rtol=1e-4)
+
+
+def test_a_boost_needs_the_bias_of_an_id_row(warm):
+    model = PinRecModel(PinRecConfig(num_items=1, content_size=4, item_id_embedding=None))
+    with pytest.raises(ValueError, match="needs item_id_embedding"):
+        model.add_items(warm.tokenizer.catalogue, boost=1.0)
+
+
+def test_a_shorter_catalogue_is_refused(warm):
+    with pytest.raises(ValueError, match="append-only"):
+        warm.model.add_items(Catalogue.build(["p1"]))
 
 
 def test_life_times_are_todays(warm, saved_model):
@@ -98,7 +132,7 @@ def daily(model: Path, data: Path, output: Path) -> list[str]:
     return args[:preset] + args[preset + 2 :]
 
 
-def test_a_day_is_trained_killed_or_not_to_the_same_bits(saved_model, grown_data, tmp_path):
+def test_a_day_is_trained_killed_or_not_to_the_same_bits(saved_model, grown_data, warm, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run(*daily(saved_model, grown_data, whole))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -106,7 +140,7 @@ def test_a_day_is_trained_killed_or_not_to_the_same_bits(saved_model, grown_data
     titles = ItemTable(whole / "items.parquet", tokenizer.catalogue)
     assert titles.values("title", tokenizer.catalogue.rows(["p2", "fresher"])) == ["Title of p2", "Title of p1"]
     table = model.item_encoder.full_ids.weight
-    assert not torch.equal(table[-2], table[UNKNOWN_ITEM])  # it was trained
+    assert not torch.equal(table[-2], warm.model.item_encoder.full_ids.weight[-2])  # it was trained
     assert len(build_index(whole)) == NUM_ITEMS + 2
 
     args = daily(saved_model, grown_data, parts)

@@ -75,7 +75,8 @@ class PinRecAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         asking, of_asking = hidden_states, position_embeddings
         if last_event_only:
-            asking, of_asking = hidden_states[:, -1:], tuple(part[:, :, -1:] for part in position_embeddings)
+            cos, sin = position_embeddings
+            asking, of_asking = hidden_states[:, -1:], (cos[:, :, -1:], sin[:, :, -1:])
             attention_mask = attention_mask[:, :, -1:] if attention_mask is not None else None
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = rotate(self.q_proj(asking).unflatten(-1, shape[2:]).transpose(1, 2), *of_asking)

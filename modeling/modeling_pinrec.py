@@ -157,7 +157,7 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             )  # fmt: skip
         return self.norm(hidden_states)
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
         """None: events are no tokens; items and queries have encoders of their own. FSDP asks for it."""
 
     def get_item_features(

@@ -49,14 +49,9 @@ class TwoTowerModel(PinRecModel):
         self.mlp_norm, self.norm = (PinRecRMSNorm(size, config.rms_norm_eps) for _ in range(2))
 
     def backbone(
-        self,
-        events: Tensor,
-        event_types: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
+        self, events: Tensor, event_types: Tensor, attention_mask: Tensor | None, position_ids: Tensor,
+        cache: Cache | None, last_event_only: bool = False, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
         if cache is not None:
             raise ValueError("a two-tower pools a history and generates no next event: use num_steps=1")
         batch, length, size = events.shape

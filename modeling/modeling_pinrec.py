@@ -161,8 +161,9 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             )
         return self.norm(hidden_states)
 
-    def get_input_embeddings(self) -> None:
-        """None: events are no tokens; items and queries have encoders of their own. FSDP asks for it."""
+    def get_input_embeddings(self) -> Any:
+        """`None`: events are no tokens; items and queries have encoders of their own. FSDP asks for it."""
+        return None
 
     def get_item_features(
         self,

@@ -92,7 +92,8 @@ class PinRecTrainer(Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             # validation encodes the catalogue: outside of `forward`, where nobody gathers the weights
-            register_fsdp_forward_method(self.model, "get_item_features")
+            shared: Any = self.model
+            register_fsdp_forward_method(shared, "get_item_features")
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

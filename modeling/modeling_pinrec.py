@@ -157,8 +157,9 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             )  # fmt: skip
         return self.norm(hidden_states)
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]
-        """None: events are no tokens; items and queries have encoders of their own. FSDP asks for it."""
+    def get_input_embeddings(self) -> Any:
+        """`None`: events are no tokens; items and queries have encoders of their own. FSDP asks for it."""
+        return None
 
     def get_item_features(
         self,

@@ -90,10 +90,10 @@ class PinRecTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        model: Any = self.model
         if self.is_fsdp_enabled:
             # validation encodes the catalogue: outside of `forward`, where nobody gathers the weights
-            register_fsdp_forward_method(model, "get_item_features")
+            shared: Any = self.model
+            register_fsdp_forward_method(shared, "get_item_features")
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

@@ -13,22 +13,15 @@ from apart import OwnHistory, one_surface
 from peft import PeftModel
 from runs import RUNS, gain, read_plan, write_json
 
-from pinrec_hf.data.dataset_folder import read_metadata
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.simulator import OUTCOMES, SURFACES, simulate
+from pinrec_hf.data.simulator.parameters import DAY, WorldParameters
 from pinrec_hf.evaluation.ab import compare_answers
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
 from pinrec_hf.evaluation.frontier import MMRRanker
 from pinrec_hf.evaluation.online_walk import OnlineWorld
 from pinrec_hf.evaluation.popularity import DecayedPopularity, best_popularity
-from pinrec_hf.evaluation.protocol import (
-    Requests,
-    count_items,
-    load_requests,
-    read_split,
-    requests_from_rows,
-    seen_rows,
-)
+from pinrec_hf.evaluation.protocol import Requests, load_requests, seen_rows
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.evaluation.response_model import ResponseModel
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
@@ -111,24 +104,19 @@ def step_spread(retriever: PinRecRetriever, requests: Requests, steps: int) -> f
     return float(np.sqrt(np.mean([np.square(one[1:] - one[0]).mean() for one in vectors])))
 
 
-def next_requests(data: Path, split: str, tokenizer: PinRecTokenizer, most: int = 10) -> Requests:
-    """The first request of each user in a split; its targets are the user's next `most` positives."""
-    metadata = read_metadata(data)
-    requests = requests_from_rows(
-        read_split(data, split),
-        tokenizer.catalogue,
-        negative_outcomes=metadata["negative_outcomes"],
-        leave_one_out=True,
-        surfaces=metadata["surfaces"],
-        outcomes=metadata["outcomes"],
-        item_counts=count_items(data, tokenizer.catalogue, metadata["negative_outcomes"]),
-        split=split,
-    )
-    starts = np.searchsorted(requests.request_index, requests.request_index)
-    kept = np.flatnonzero(np.arange(len(starts)) - starts < most)
-    arrays = {name: getattr(requests, name)[kept] for name in ("request_index", "item_row", "user", "history_length")}
-    lists = {name: [getattr(requests, name)[i] for i in kept] for name in ("surface", "outcomes")}
-    return replace(requests, **arrays, **lists)
+def next_requests(requests: Requests, most: int = 10) -> Requests:
+    """The requests that bring no query and no subject item, each with the next `most` items that its user acts on from
+    then to the end of the split, whatever their surface."""
+    starts = np.searchsorted(requests.request_index, np.arange(len(requests)))
+    open_ended = [i for i in range(len(requests)) if not requests.requests[i].keys() & {"query", "context_item_id"}]
+    place = np.concatenate([np.arange(starts[i], min(starts[i] + most, len(requests.user))) for i in open_ended])
+    index = np.repeat(np.arange(len(open_ended)), [min(most, len(requests.user) - starts[i]) for i in open_ended])
+    own = requests.user[place] == requests.user[starts[open_ended]][index]
+    place, index = place[own], index[own]
+    arrays = {name: getattr(requests, name)[place] for name in ("item_row", "user", "history_length")}
+    lists = {name: [getattr(requests, name)[i] for i in place] for name in ("surface", "outcomes")}
+    asked = [requests.requests[i] for i in open_ended]
+    return replace(requests, requests=asked, request_index=index, **arrays, **lists)
 
 
 class World:
@@ -137,6 +125,7 @@ class World:
     def __init__(self, folder: Path, kind: str, seed: int) -> None:
         self.folder, self.kind, self.seed = folder, kind, seed
         simulate(folder / "world", size=PLAN["rows"], seed=seed, world=kind)
+        self.end = WorldParameters.create(PLAN["rows"], seed, kind).end
         self.data = self.prepared()
         self.model, self.tokenizer = self.pretrained("pinrec", self.data)
         self.requests = load_requests(self.data, "test", self.tokenizer.catalogue)
@@ -150,6 +139,8 @@ class World:
             queries=self.folder / "world" / "queries.parquet",
             negative_outcomes=["hide"],
             output_dir=output,
+            validation_start=self.end - (PLAN["test_days"] + 1) * DAY,
+            test_start=self.end - PLAN["test_days"] * DAY,
         )
         return output
 
@@ -246,7 +237,8 @@ class World:
     def steps(self) -> dict[str, Any]:
         """The next 10 positives at equal total slots: the best number of steps on validation against one."""
         retriever = PinRecRetriever.build(self.model, self.tokenizer)
-        validation, test = (next_requests(self.data, split, self.tokenizer) for split in ("validation", "test"))
+        validation = next_requests(load_requests(self.data, "validation", self.tokenizer.catalogue))
+        test = next_requests(self.requests)
         one, ranker = Slots(retriever, 1), ModelRanker(self.model, self.tokenizer)
         ladder = {n: self.measured(Slots(retriever, n), validation).metrics["user_recall@10"].value for n in STEPS}
         best = max(ladder, key=lambda n: ladder[n])

@@ -23,7 +23,6 @@ def add_commands(commands: Any) -> None:
         index,
         "embed a model's catalogue and write the index into the model's folder; or copy the folder with more items",
         "  pinrec index --model pinrec-base\n  pinrec index --model pinrec-base --tune --data data --recall 0.95\n"
-        "  accelerate launch --num_processes 8 -m pinrec_hf index --model pinrec-base     # items encoded by all\n"
         "  pinrec index --model pinrec-base --add new-items.parquet --output-dir pinrec-grown",
     )
     parser.add_argument("--model", required=True, help="the model's folder")

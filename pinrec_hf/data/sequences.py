@@ -58,8 +58,8 @@ def events(rows: ir.Table, view_gap_minutes: float) -> ir.Table:
         late = late.mutate(late=late.late.unnest())
         late = late.mutate(time=late.late.f2, outcomes=ibis.array([late.late.f1]))
         rows = rows.drop("late").union(late.drop("late"))
-        order = [ibis.asc(rows[name], nulls_first=True) for name in ("time", "seq", "outcomes")]
-        rows = rows.mutate(seq=ibis.row_number().over(ibis.window(group_by="user_id", order_by=order)))
+        # what came later stands at its own time, where `order` decides again
+        rows = rows.mutate(seq=ibis.row_number().over(ibis.window(group_by="user_id", order_by=_order(rows))))
     rows = rows.mutate(timestamp=rows.time // MICROS)
     return rows.select("user_id", "seq", *EVENT, *optional)
 

@@ -7,13 +7,9 @@ import fcntl
 import glob
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-_OURS = threading.local()
-"""Folders, by device and inode, that this thread is the only run in."""
 
 
 @contextmanager
@@ -50,18 +46,12 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps every other run out of an existing folder until the block ends; whoever is in may enter again.
+    """Keeps every other run out of an existing folder until the block ends.
 
     Raises:
-        FileExistsError: another process, or another thread of this one, is in such a block.
+        FileExistsError: another process is in such a block.
     """
     lock = os.open(folder, os.O_RDONLY)
-    known = os.fstat(lock).st_dev, os.fstat(lock).st_ino
-    held: set[tuple[int, int]] = _OURS.__dict__.setdefault("held", set())
-    if known in held:
-        os.close(lock)
-        yield
-        return
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: nothing to clean up
@@ -69,10 +59,8 @@ def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise FileExistsError(
                 errno.EEXIST, f"another run is writing to {folder}; wait for it, or stop it"
             ) from None
-        held.add(known)
         yield
     finally:
-        held.discard(known)
         os.close(lock)
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -90,7 +91,10 @@ def grow_index(
         if len(catalogue) > len(old):
             tokenizer.catalogue, rows = catalogue, np.arange(len(old), len(catalogue))
             index.add(encode_items(model, tokenizer, rows), rows, catalogue_fingerprint=catalogue.fingerprint)
-        index.save(output)
+        with TemporaryDirectory(dir=output) as beside:  # the output's own lock is taken
+            index.save(beside)
+            for path in Path(beside).iterdir():
+                path.rename(output / path.name)
     return index
 
 

@@ -55,6 +55,7 @@ class TwoTowerModel(PinRecModel):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Cache | None,
+        last_event_only: bool = False,
         **kwargs: Any,
     ) -> Tensor:
         if cache is not None:

@@ -101,7 +101,7 @@ def plot_trace(
     figure = Figure(figsize=(6, 4.2) if small else (11, 5.4), layout="constrained")
     ax = figure.subplots() if small else figure.subplots(1, 2, width_ratios=(5, 3))[0]
     background = (shown - centre) @ axes
-    ax.scatter(*background.T, s=5, color="#d4d4d8", linewidths=0, zorder=0, rasterized=small)
+    ax.scatter(background[:, 0], background[:, 1], s=5, color="#d4d4d8", linewidths=0, zorder=0, rasterized=small)
     history_rows = history_rows[-MAP_EVENTS:]
     if len(history_rows):
         past = place(history_rows)

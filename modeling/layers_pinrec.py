@@ -73,13 +73,12 @@ class PinRecAttention(nn.Module):
         last_event_only: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        asking, of_asking = hidden_states, position_embeddings
+        asking, (cos, sin) = hidden_states, position_embeddings
         if last_event_only:
-            cos, sin = position_embeddings
-            asking, of_asking = hidden_states[:, -1:], (cos[:, :, -1:], sin[:, :, -1:])
+            asking, cos, sin = hidden_states[:, -1:], cos[:, :, -1:], sin[:, :, -1:]
             attention_mask = attention_mask[:, :, -1:] if attention_mask is not None else None
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = rotate(self.q_proj(asking).unflatten(-1, shape[2:]).transpose(1, 2), *of_asking)
+        query = rotate(self.q_proj(asking).unflatten(-1, shape[2:]).transpose(1, 2), cos, sin)
         key = rotate(self.k_proj(hidden_states).view(shape).transpose(1, 2), *position_embeddings)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         if cache is not None:

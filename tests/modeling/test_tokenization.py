@@ -372,7 +372,8 @@ def test_a_million_events(tok):
 # -- a tokenizer of transformers ---------------------------------------------------------------------------------
 
 
-def test_save_load_pickle(tmp_path):
+def test_save_load_pickle(tmp_path, monkeypatch):
+    monkeypatch.setattr(PinRecTokenizer, "_auto_class", None)  # a training in this process wants the code saved too
     tok = make_tokenizer(keep_ignored=True, padding_side="right", request_features=True)
     tok.save_pretrained(tmp_path)
     request = {

@@ -146,15 +146,12 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
         `last_event_only` those of the last one, `(batch, 1, hidden_size)`."""
         mask = create_causal_mask(self.config, events, attention_mask, cache, position_ids)
         position_embeddings = self.rotary_emb(position_ids, events.dtype)
+        # the last layer's other outputs are nobody's input; masks of flash and flex attention cannot be cut
+        cut = last_event_only and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4))
+        kwargs |= {"attention_mask": mask, "position_embeddings": position_embeddings, "cache": cache}
         hidden_states = events
         for layer in self.layers:
-            # the last layer's other outputs are nobody's input; masks of flash and flex attention cannot be cut
-            can_cut = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-            last = last_event_only and can_cut and layer is self.layers[-1]
-            hidden_states = layer(
-                hidden_states, attention_mask=mask, position_embeddings=position_embeddings, cache=cache,
-                last_event_only=last, **kwargs,
-            )  # fmt: skip
+            hidden_states = layer(hidden_states, last_event_only=cut and layer is self.layers[-1], **kwargs)
         return self.norm(hidden_states)
 
     def get_input_embeddings(self) -> Any:

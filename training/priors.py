@@ -16,22 +16,22 @@ PSEUDO_TARGETS = 20
 """An item with this many targets believes its own surfaces and outcomes half, and everybody's half."""
 
 
-def log_priors(counts: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+def log_priors(counts: np.ndarray) -> np.ndarray:
     """What an item's biases would be if nothing but counts were known.
 
     Args:
-        counts: int64 `(items,)`, how often each is a target.
-        conditions: int64 `(conditions, items)`, how often under each surface or outcome.
+        counts: int64 `(1 + conditions, items)`, how often each item is a target, whoever asks and under each condition.
 
     Returns:
         float32 `(items, 1 + conditions)`: the log of an item's count over the mean, one target added to each; then how
-        much more likely it is under each condition, shrunk by `PSEUDO_TARGETS`.
+        much more likely it is under each surface or outcome, shrunk by `PSEUDO_TARGETS`.
     """
-    columns = [np.log((counts + 1) / (counts.mean() + 1))]
+    total, *conditions = counts
+    columns = [np.log((total + 1) / (total.mean() + 1))]
     for under in conditions:
-        expected = under.sum() / max(1, counts.sum())
-        share = (under + PSEUDO_TARGETS * expected) / (counts + PSEUDO_TARGETS)
-        columns.append(np.log(share / expected) if expected else np.zeros(len(counts)))
+        expected = under.sum() / max(1, total.sum())
+        share = (under + PSEUDO_TARGETS * expected) / (total + PSEUDO_TARGETS)
+        columns.append(np.log(share / expected) if expected else np.zeros(len(total)))
     return np.stack(columns, 1).astype(np.float32)
 
 
@@ -45,13 +45,12 @@ def begin_at_priors(model: PinRecModel, dataset: SequenceDataset, positive_mask:
     if table is None or not config.bias_size:
         return
     signals = config.signals or []
-    conditions = dataset.condition_counts(
+    counts = dataset.condition_counts(
         positive_mask,
         config.num_items,
         len(config.surfaces or []) if "surface" in signals else 0,
         len(config.outcomes or []) if "outcome" in signals else 0,
     )  # in the order of ConditionBias
-    counts = dataset.target_counts(positive_mask, config.num_items)
-    priors = torch.from_numpy(log_priors(counts[FIRST_ITEM:], conditions[FIRST_ITEM:].T))[:, : config.bias_size]
+    priors = torch.from_numpy(log_priors(counts[:, FIRST_ITEM:]))[:, : config.bias_size]
     biases = table.weight[FIRST_ITEM:, config.hidden_size :][:, : priors.shape[1]]
     biases += priors.to(biases)

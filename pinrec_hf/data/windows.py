@@ -110,18 +110,19 @@ class SequenceDataset(torch.utils.data.Dataset):
         return counts
 
     def condition_counts(self, positive_mask: int, num_items: int, num_surfaces: int, num_outcomes: int) -> np.ndarray:
-        """The same under each surface, then each outcome: int64 `(num_items + 2, num_surfaces + num_outcomes)`.
+        """The same whoever asks, under each surface and under each outcome: int64 `(1 + num_surfaces + num_outcomes,
+        num_items + 2)`.
 
         A target with several outcomes counts under all of them.
         """
-        counts = np.zeros((num_surfaces + num_outcomes, num_items + FIRST_ITEM), np.int64)
+        counts = np.zeros((1 + num_surfaces + num_outcomes, num_items + FIRST_ITEM), np.int64)
         for windows, targets in self._all_targets(positive_mask, num_items):
             items, where, what = (targets[name][self._kept[windows]] for name in ("items", "surfaces", "outcomes"))
-            under = [where == i + 1 for i in range(num_surfaces)]
+            under = [np.ones(len(items), bool), *(where == i + 1 for i in range(num_surfaces))]
             under += [(what & positive_mask & 1 << i + 1) != 0 for i in range(num_outcomes)]
             for row, mask in zip(counts, under, strict=True):
                 row += np.bincount(items[mask], minlength=len(row))
-        return counts.T
+        return counts
 
     def keep_recent(self, positive_mask: int, num_items: int, *, since: int, replay: float, seed: int) -> None:
         """Keeps the windows with a target after `since` (seconds), and a random share `replay` of the others."""

@@ -115,8 +115,7 @@ class PinRecRetriever:
                 "PinRecRetriever.build"
             )
         self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
-        self.num_steps, self.similar = num_steps, similar
-        self.histories = histories
+        self.num_steps, self.similar, self.histories = num_steps, similar, histories
         self._fingerprint = "" if histories is None else reading_fingerprint(model, tokenizer)
         self._items_to_feed: torch.Tensor | None = None
         self._eligibility = Eligibility(tokenizer.catalogue, items)

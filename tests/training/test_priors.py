@@ -15,7 +15,7 @@ from pinrec_hf.training.priors import PSEUDO_TARGETS, begin_at_priors, log_prior
 def test_log_priors():
     counts = np.array([0, 1, 0, 1_000_000, 6])
     conditions = np.array([[0, 0, 0, 750_000, 0], [0, 1, 0, 250_000, 6], [0, 0, 0, 0, 0]])
-    priors = log_priors(counts, conditions)
+    priors = log_priors(np.stack([counts, *conditions]))
     assert priors.dtype == np.float32
     assert priors.shape == (5, 4)
     assert np.allclose(np.diff(priors[:, 0], axis=0)[[0, 1]], [np.log(2), -np.log(2)])

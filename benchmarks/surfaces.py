@@ -3,7 +3,8 @@
     make benchmark-surfaces                             # everything; what is done already is not run again
     python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps or worlds
 
-Models and the figures of each world lie in runs/benchmark/; a killed run goes on where it was.
+Models lie in runs/benchmark/, the figures of each world in benchmarks/results/worlds.json; a killed run goes on where
+it was.
 """
 
 import argparse
@@ -31,7 +32,6 @@ from runs import (
     read_plan,
     record,
     run_script,
-    write_json,
 )
 from world_rows import row, world_rows
 from worlds import BySurface, Slots, run_world, step_spread
@@ -305,7 +305,6 @@ def worlds() -> None:
         found[seed] = run_world("default", seed)
         for kind in plan["null_worlds"] if seed == plan["seeds"][0] else ():
             null[kind] = run_world(kind, seed)
-        write_json(RESULTS / "worlds.json", {"default": found, "null": null})
         record("surfaces", world_rows(found, null, plan["needed"]), list(found))
         write_ablations()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from apart import OwnHistory, one_surface
 from peft import PeftModel
-from runs import RUNS, gain, read_plan, write_json
+from runs import RESULTS, gain, read_plan, write_json
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.simulator import OUTCOMES, SURFACES, simulate
@@ -38,22 +38,27 @@ from pinrec_hf.training.arguments import (
 )
 
 PLAN = read_plan("surfaces")["worlds"]
+MEASURED = {name: PLAN[name] for name in ("rows", "test_days", "candidates", "config", "pretrain", "finetune")}
+"""What a world's figures depend on, besides its kind and seed."""
 POSITIVE = ("save", "click")
 STEPS = (2, 4, 8, 16)
 DIAL = tuple({"save": share, "click": 1 - share} for share in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def run_world(kind: str, seed: int) -> dict[str, Any]:
-    """The figures of a world, measured unless they are there."""
-    done = RUNS / "worlds" / f"{kind}-{seed}.json"
-    if done.exists():
-        return json.loads(done.read_text())  # type: ignore[no-any-return]
-    start = time.time()
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = World(Path(scratch), kind, seed).figures()
-    figures["seconds"] = round(time.time() - start)
-    write_json(done, figures)
-    return figures
+    """The figures of a world, measured unless worlds.json has them from the same plan."""
+    path = RESULTS / "worlds.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("plan") != MEASURED:
+        known = {"plan": MEASURED, "worlds": {}}
+    name = f"{kind}-{seed}"
+    if name not in known["worlds"]:
+        start = time.time()
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = World(Path(scratch), kind, seed).figures()
+        known["worlds"][name] = {**figures, "seconds": round(time.time() - start)}
+        write_json(path, known)
+    return known["worlds"][name]  # type: ignore[no-any-return]
 
 
 class BySurface:

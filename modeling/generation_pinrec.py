@@ -7,7 +7,7 @@
 One backbone pass a step, over one event, with a cache. PinRec, arXiv 2504.10507, v7, section 3.3 (v4, section 3.4).
 """
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -72,7 +72,8 @@ def check_budget(budget: Any, config: PinRecConfig) -> Budget:
             raise ValueError(f"outcome {outcome!r} is negative and cannot be asked for; choose among {positive}")
         if outcome is not None and outcome not in positive:
             raise ValueError(f"outcome {outcome!r} is not among this model's outcomes {positive}")
-        if isinstance(share, bool) or not isinstance(share, Real) or not math.isfinite(share) or share < 0:
+        number = isinstance(share, Real) and not isinstance(share, bool)
+        if not number or not 0 <= share <= sys.float_info.max:
             raise ValueError(f"outcome_budget gives {outcome!r} the share {share!r}; give finite numbers >= 0")
     wanted = {outcome: float(share) for outcome, share in budget.items() if share > 0}
     if not wanted:
@@ -103,11 +104,13 @@ class PinRecGeneration(nn.Module):
             outcome_budget: `{"save": 0.7, "click": 0.3}`, one for all requests or one each; by default the
                 config's budget of the request's surface, else an unspecified outcome gets everything.
             num_steps: how many events ahead.
-            offsets: seconds after the request, of the config's `time_offsets`: an embedding for each.
+            offsets: seconds after the request, of the config's `time_offsets`: an embedding for each. What is fed back
+                is that of offset 0.
             item_embeddings (`torch.FloatTensor` of shape `(items, embedding_size)`, *optional*): of the whole
                 catalogue, in its order, as `get_item_features` makes them. With them the nearest item that is neither
-                in the history nor fed before is fed back; without, the embedding itself, at the mean length of the
-                history's items (a dot product's query has another length than an item).
+                in the history nor fed before (once none is left: the nearest of all) is fed back; without, the
+                embedding itself, at the mean length of the history's items (a dot product's query has another length
+                than an item).
             seed: draws the outcome that is fed back by budget; by default the outcomes take turns in proportion.
             cache: keys and values of all but the last events of the batch, padded as it is: only those last ones are
                 computed, and added to it with what is fed back. An empty one leaves them for the next request.
@@ -115,9 +118,10 @@ class PinRecGeneration(nn.Module):
 
         Raises:
             ValueError: a budget that divides nothing or names what the model does not know; no step, or more than
-                positions are left; an offset that the model lacks; padding on the right.
+                positions are left; an offset that the model lacks, or several steps without offset 0; item
+                embeddings of another shape; padding on the right.
         """
-        self._check_generation(num_steps, offsets, batch)
+        self._check_generation(num_steps, offsets, item_embeddings, batch)
         surfaces = [[None, *(self.config.surfaces or [])][code] for code in batch["target_surfaces"][:, 0].tolist()]
         if outcome_budget is None or isinstance(outcome_budget, Mapping):
             outcome_budget = [outcome_budget] * len(surfaces)
@@ -128,7 +132,8 @@ class PinRecGeneration(nn.Module):
         names = [None, *(self.config.outcomes or [])]
         most = max(map(len, budgets))
         codes = torch.tensor([[*map(names.index, b), *[0] * (most - len(b))] for b in budgets], device=device)
-        shares = torch.tensor([[*b.values(), *[0.0] * (most - len(b))] for b in budgets], device=device)
+        shares = torch.tensor([[*b.values(), *[0.0] * (most - len(b))] for b in budgets], dtype=torch.float64)
+        shares = (shares / shares.amax(1, keepdim=True)).to(device, torch.float32)  # tiny and huge ones fit, too
         shares = shares / shares.sum(1, keepdim=True)
         seconds = torch.tensor(offsets, device=device)
         asked: dict[str, Tensor] = {
@@ -155,9 +160,11 @@ class PinRecGeneration(nn.Module):
             if generator is None:
                 chosen = (shares * step - fed_counts).argmax(1, keepdim=True)
             else:
-                chosen = torch.multinomial(shares, 1, generator=generator)
+                # one draw for all rows, so that a request's outcomes do not depend on what shares its batch
+                drawn = torch.rand((), device=device, generator=generator) * shares.sum(1, keepdim=True)
+                chosen = (shares.cumsum(1) <= drawn).sum(1, keepdim=True)
             fed_counts.scatter_add_(1, chosen, torch.ones_like(shares[:, :1]))
-            now = chosen * len(offsets)
+            now = chosen * len(offsets) + list(offsets).index(0)
             embedding = output.embeddings.gather(1, now[..., None].expand(-1, -1, output.embeddings.shape[-1]))
             step_batch = {**feedback.event(embedding[:, 0], codes.gather(1, chosen)), **asked}
             step_batch["target_positions"] = torch.zeros_like(asked["target_outcomes"])
@@ -181,7 +188,9 @@ class PinRecGeneration(nn.Module):
         default = (self.config.outcome_budgets or {}).get(surface) or {None: 1.0}
         return check_budget(default if budget is None else budget, self.config)
 
-    def _check_generation(self, num_steps: int, offsets: Sequence[int], batch: Mapping[str, Tensor]) -> None:
+    def _check_generation(
+        self, num_steps: int, offsets: Sequence[int], item_embeddings: Tensor | None, batch: Mapping[str, Tensor]
+    ) -> None:
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"num_steps is {num_steps!r}; generate at least 1 step")
         length = int(batch["attention_mask"].sum(1).max())
@@ -196,6 +205,16 @@ class PinRecGeneration(nn.Module):
         known = self.config.time_offsets or [0]
         if not len(offsets) or set(offsets) - set(known):
             raise ValueError(f"offsets {list(offsets)} are not among this model's time_offsets {known}")
+        if num_steps > 1 and 0 not in offsets:
+            raise ValueError(f"offsets {list(offsets)} lack 0, whose embedding is fed back for the next step; add it")
+        needed = (self.config.num_items, self.config.embedding_size)
+        if item_embeddings is not None and (
+            item_embeddings.ndim != 2 or len(item_embeddings) < needed[0] or item_embeddings.shape[1] != needed[1]
+        ):
+            raise ValueError(
+                f"item_embeddings are {tuple(item_embeddings.shape)}; give those of the whole catalogue, {needed}, as "
+                "get_item_features makes them"
+            )
 
 
 def _after(batch: Mapping[str, Tensor], past: int) -> dict[str, Tensor]:
@@ -233,10 +252,11 @@ class _Feedback:
         if self.items is None:
             content = nn.functional.normalize(embeddings[:, : self.size], dim=-1) * self.length[:, None]
         else:
-            scores = embeddings @ self.items.T
+            scores = embeddings.to(self.items.dtype) @ self.items.T
             rows, places = (self.taken >= FIRST_ITEM).nonzero(as_tuple=True)
-            scores[rows, self.taken[rows, places] - FIRST_ITEM] = -torch.inf
-            nearest = scores.argmax(1, keepdim=True)
+            left = scores.index_put((rows, self.taken[rows, places] - FIRST_ITEM), scores.new_tensor(-torch.inf))
+            left = left.where((left > -torch.inf).any(1, keepdim=True), scores)
+            nearest = left.argmax(1, keepdim=True)
             self.fed.append(nearest + FIRST_ITEM)
             self.taken = torch.cat([self.taken, nearest + FIRST_ITEM], 1)
             content = self.items[nearest[:, 0], : self.size]

@@ -169,7 +169,7 @@ def requests_from_rows(
         negative_outcomes: outcomes that make no target. leave_one_out: whether a history is what comes before
             `target_start`, whatever its time. history_lag: see `load_requests`.
         surfaces, outcomes: the names that train knows. Others, which no model can know, become None in
-            requests (surfaces) or are left out of histories (outcomes); targets keep theirs. None = all are
+            requests (surfaces) and histories; targets keep theirs. None = all are
             known.
         item_counts, split: passed on to the result.
 
@@ -277,7 +277,7 @@ def seen_rows(request: Mapping[str, Any], catalogue: Catalogue) -> np.ndarray:
     What was merely shown is not seen; items that the catalogue lacks are left out.
     """
     history = request["history"]
-    acted = [item for item, outcomes in zip(history["item_id"], history["outcomes"], strict=True) if outcomes]
+    acted = [i for i, names in zip(history["item_id"], history["outcomes"], strict=True) if names is None or len(names)]
     rows = np.unique(catalogue.rows(acted))
     return rows[rows >= 0]
 
@@ -301,7 +301,7 @@ def _history_columns(
         columns["surface"] = pc.if_else(known, columns["surface"], None)
     if outcomes is not None and not set(events.outcome_names) <= set(outcomes):
         lists = columns["outcomes"].to_pylist()
-        lists = [[name for name in names if name in outcomes] for names in lists]
+        lists = [None if names is None else [name if name in outcomes else None for name in names] for names in lists]
         columns["outcomes"] = pa.array(lists, type=columns["outcomes"].type)
     return columns
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from pinrec_hf.data.output import only_run
-from pinrec_hf.retrieval.encode import weights_fingerprint
+from pinrec_hf.retrieval.encode import reading_fingerprint
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 from pinrec_hf.retrieval.users import UserFiles
 
@@ -48,15 +49,16 @@ def retrieve_parquet(
     Raises:
         FileExistsError: `output_dir` exists, or another run is writing to it.
         FileNotFoundError, ValueError: see `UserFiles` and `PinRecRetriever.recommend`; also parts that another
-            model, other users or another request have left.
+            model or index, other users or another request have left.
     """
     files = UserFiles(users, retriever.tokenizer, request)
     about = {
-        "users": [[os.path.abspath(file), os.path.getsize(file)] for file in files.files],
+        "users": [[os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns] for file in files.files],
         "request": files.request,
         "k": k,
-        "model": weights_fingerprint(retriever.model),
-        "catalogue": retriever.tokenizer.catalogue.fingerprint,
+        "model": reading_fingerprint(retriever.model, retriever.tokenizer),
+        "index": index_fingerprint(retriever),
+        "steps": retriever.num_steps,
     }
     done = {"num_requests": 0, "num_candidates": 0, "num_parts": 0}
     with (
@@ -66,7 +68,8 @@ def retrieve_parquet(
         for number, batch in enumerate(files.batches(USERS_A_PART)):
             path = folder / f"part-{number:05d}.parquet"
             if not path.exists():
-                _write_part(path, retriever, files.requests(batch), done["num_requests"], k)
+                user_type = files.schema.field("user_id").type
+                _write_part(path, retriever, files.requests(batch), user_type, done["num_requests"], k)
             done["num_requests"] += batch.num_rows
             done["num_candidates"] += pq.read_metadata(path).num_rows
             done["num_parts"] += 1
@@ -76,11 +79,23 @@ def retrieve_parquet(
     return done
 
 
-def _write_part(path: Path, retriever: PinRecRetriever, requests: list[dict[str, Any]], first: int, k: int) -> None:
+def index_fingerprint(retriever: PinRecRetriever) -> str:
+    """Hex digest of which items may come, and how they are searched."""
+    index, catalogue = retriever.index, retriever.tokenizer.catalogue
+    digest = blake2b(repr((index.kind, retriever.similar)).encode(), digest_size=16)
+    digest.update(index.rows[index.live.places].tobytes())
+    if catalogue.has_availability:
+        digest.update(catalogue.availability(np.arange(len(catalogue))).tobytes())
+    return digest.hexdigest()
+
+
+def _write_part(
+    path: Path, retriever: PinRecRetriever, requests: list[dict[str, Any]], user_type: pa.DataType, first: int, k: int
+) -> None:
     found = retriever.search(requests, k)
     there = found.rows >= 0
     request, rank = np.nonzero(there)
-    users = pa.array([row["user_id"] for row in requests])
+    users = pa.array([row["user_id"] for row in requests], user_type)
     ids = retriever.tokenizer.catalogue.ids(found.rows[there])
     table = pa.table(
         {

@@ -14,7 +14,8 @@ from pinrec_hf.retrieval.item_table import ItemTable
 def seen_rows(history: Mapping[str, Sequence], catalogue: Catalogue) -> np.ndarray:
     """Catalogue rows that a user acted on, either way: int64, ascending, each once.
 
-    What was merely shown is not seen; without `outcomes` every event counts as acted on, as in the tokenizer.
+    What was merely shown is not seen. As in the tokenizer, every event counts as acted on without `outcomes`, and so
+    does one whose outcome is unknown (`None`).
     """
     rows = np.unique(catalogue.rows(_acted_on(history)))
     return rows[rows >= 0]
@@ -26,7 +27,7 @@ def _acted_on(history: Mapping[str, Sequence]) -> list[Any]:
         return []
     if outcomes is None:
         return list(items)
-    return [item for item, names in zip(items, outcomes, strict=True) if names is not None and len(names)]
+    return [item for item, names in zip(items, outcomes, strict=True) if names is None or len(names)]
 
 
 class Eligibility:
@@ -47,7 +48,7 @@ class Eligibility:
         ascending, each once.
 
         Raises:
-            ValueError: ids of another type than the catalogue's.
+            ValueError: ids of another type than the catalogue's, or `exclude` is no list.
         """
         # what was acted on is looked up for all at once: a look-up has a price of its own
         acted_on = [_acted_on(request.get("history") or {}) for request in requests]
@@ -56,13 +57,19 @@ class Eligibility:
         excluded = []
         for request, seen in zip(requests, np.split(found, ends)[:-1], strict=True):
             exclude, subject = request.get("exclude"), request.get("context_item_id")
+            if isinstance(exclude, str | int):
+                raise ValueError(f"exclude is {exclude!r}; give a list of item ids")
             others = [*([] if exclude is None else exclude), *([] if subject is None else [subject])]
             rows = np.unique(np.concatenate([seen, self.catalogue.rows(others)]) if others else seen)
             excluded.append(rows[rows >= 0])
         return excluded
 
     def key(self, request: Mapping[str, Any]) -> Hashable:
-        """Equal for requests that share a mask; `(None, None, ())` where all items may come."""
+        """Equal for requests that share a mask; `(None, None, ())` where all items may come.
+
+        Raises:
+            ValueError: filters that are no dict.
+        """
         born = died = None
         if self._lives is not None:
             timestamp = request.get("timestamp")
@@ -72,9 +79,12 @@ class Eligibility:
             latest = newest if timestamp is None else timestamp
             born = None if timestamp is None else int(np.searchsorted(self._moments[0], timestamp, side="right"))
             died = None if latest is None else int(np.searchsorted(self._moments[1], latest, side="right"))
+        given = request.get("filters") or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"filters are {given!r}; give a dict such as {{'market': ['de', 'fr']}}")
         filters = {
             name: tuple(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else (wanted,)
-            for name, wanted in (request.get("filters") or {}).items()
+            for name, wanted in given.items()
         }
         return born, died, tuple(sorted(filters.items(), key=lambda pair: pair[0]))
 

@@ -132,6 +132,7 @@ def generate_requests(
         ValueError: as the tokenizer and `generate`.
     """
     generated: dict[int, Generated] = {}
+    names = [None, *model.config.outcomes]
     keys: list[Key | None] = [None] * len(requests)
     known = np.zeros(len(requests), np.int64)
     if histories is not None:
@@ -142,9 +143,10 @@ def generate_requests(
         batch, cache, users = batch.to(model.device), None, [keys[i] for i in chosen]
         if histories is not None and any(users):
             cache = histories.open(users, batch, model.config)
+        budgets = [model.resolve_budget(requests[i].get("surface"), requests[i].get("outcome_budget")) for i in chosen]
         output = model.generate(
             **batch,
-            outcome_budget=[requests[i].get("outcome_budget") for i in chosen],
+            outcome_budget=budgets,
             num_steps=num_steps,
             offsets=model.config.time_offsets or [0],
             item_embeddings=item_embeddings,
@@ -153,14 +155,16 @@ def generate_requests(
         if histories is not None and cache is not None:
             histories.keep(users, batch, cache, last=[requests[i].get("query_embedding") is None for i in chosen])
         columns = {name: output[name].cpu() for name in ("outcomes", "steps", "offsets")}
-        columns |= {"embeddings": output.embeddings.float().cpu(), "weights": output.weights.double().cpu()}
+        columns["embeddings"], given = output.embeddings.float().cpu(), output.weights.cpu() > 0
         fed = np.empty((len(chosen), 0), np.int64)
         if output.fed_items is not None:
             fed = output.fed_items.cpu().numpy() - FIRST_ITEM
         for row, i in enumerate(chosen):
-            wanted = columns["weights"][row] > 0
-            parts = {name: column[row][wanted].numpy() for name, column in columns.items()}
-            generated[i] = Generated(**parts, fed_rows=fed[row])
+            parts = {name: column[row][given[row]].numpy() for name, column in columns.items()}
+            # of the budget itself: in float32 an outcome's share of the slots may round to the other side
+            weights = np.array([budgets[row][names[code]] for code in parts["outcomes"]])
+            weights /= weights.max()
+            generated[i] = Generated(**parts, weights=weights / weights.sum(), fed_rows=fed[row])
     return [generated[i] for i in range(len(requests))]
 
 
@@ -187,6 +191,9 @@ def _batches(
         model.eval()
     adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
+    for i, request in enumerate(requests):
+        if not isinstance(request.get("history"), Mapping):
+            raise ValueError(f"request {i} has no `history`; give a dict of columns, {{}} for a user without any")
     items = [request["history"].get("item_id") for request in requests]
     lengths = np.array([0 if ids is None else len(ids) for ids in items])
     lengths = np.minimum(lengths, tokenizer.model_max_length) + 1  # a start event goes before each

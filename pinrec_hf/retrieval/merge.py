@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 
-def allocate_slots(weights: np.ndarray, k: int) -> np.ndarray:
+def allocate_slots(weights: np.ndarray, k: int, kinds: np.ndarray | None = None) -> np.ndarray:
     """Divide k slots in proportion to weights, by largest remainder; ties go to the earlier query.
 
     Args:
         weights: float of shape `(q,)`, not negative, with a positive sum.
+        kinds: int of shape `(q,)`, the outcome of each query: slots are divided over outcomes, then each one's over its
+            queries. Without, what many queries of one outcome lose or gain by rounding would add up.
 
     Returns:
         int64 of shape `(q,)` that sums to k exactly.
@@ -22,6 +24,13 @@ def allocate_slots(weights: np.ndarray, k: int) -> np.ndarray:
         ValueError: k below 1; negative or non-finite weights, or none above 0.
     """
     weights = np.asarray(weights, dtype=np.float64)
+    if kinds is not None:
+        _, first, kind = np.unique(kinds, return_index=True, return_inverse=True)
+        order, slots = np.argsort(first), np.zeros(len(weights), np.int64)
+        for one, own in zip(order, allocate_slots(np.bincount(kind, weights)[order], k).tolist(), strict=True):
+            if own:
+                slots[kind == one] = allocate_slots(weights[kind == one], own)
+        return slots
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1 item")
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():

@@ -31,11 +31,13 @@ from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
 from pinrec_hf.retrieval.pretrained import check_belongs, find_folder, load_pretrained
+from pinrec_hf.retrieval.users import REQUEST_COLUMNS
 
 SIMILAR = 0.9
 """Embeddings of one request and outcome with a higher cosine than this are one (PinRec v4, section 3.4)."""
 
 REQUESTS_AT_ONCE = 512
+REQUEST_FIELDS = frozenset({"history", "k", "user_id", *REQUEST_COLUMNS})
 Request = Mapping[str, Any]
 
 
@@ -117,7 +119,7 @@ class PinRecRetriever:
         self.model, self.tokenizer, self.index, self.items = model.eval(), tokenizer, index, items
         self.num_steps, self.similar, self.histories = num_steps, similar, histories
         self._fingerprint = "" if histories is None else reading_fingerprint(model, tokenizer)
-        self._items_to_feed: torch.Tensor | None = None
+        self._items_to_feed: tuple[int, torch.Tensor] | None = None  # of an index of so many rows
         self._eligibility = Eligibility(tokenizer.catalogue, items)
 
     @classmethod
@@ -237,7 +239,7 @@ class PinRecRetriever:
             {"history": history, "num_steps": num_steps, **{name: values[i] for name, values in fields.items()}}
             for i, history in enumerate(histories)
         ]
-        return self.candidates(self.search(requests, min(k, max(1, len(self.index)))), columns)
+        return self.candidates(self.search(requests, k), columns)
 
     def search(self, requests: Sequence[Request], k: int) -> Retrieved:
         """As `recommend`, for dicts of the request schema (their own `k` is not read), as arrays.
@@ -246,16 +248,21 @@ class PinRecRetriever:
             ValueError: as `recommend`.
         """
         k = _checked_k(k)
+        for i, request in enumerate(requests):
+            if unknown := sorted(set(request) - REQUEST_FIELDS, key=str):
+                raise ValueError(f"request {i} has fields {unknown}; the known ones are {sorted(REQUEST_FIELDS)}")
+        depth = min(k, max(1, len(self.index)))
         rows = np.full((len(requests), k), -1, np.int64)
         scores = np.full((len(requests), k), -np.inf, np.float32)
         outcomes, steps = np.full((2, len(requests), k), -1, np.int64)
         norms = np.zeros(len(requests))
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
-            for i, (found, found_scores, by) in enumerate(self.lists(part, k, self.similar), start=start):
-                rows[i], scores[i], source = round_robin(found, found_scores, allocate_slots(by.weights, k), k)
-                outcomes[i] = np.where(source >= 0, by.outcomes[source], -1)
-                steps[i] = np.where(source >= 0, by.steps[source], -1)
+            for i, (found, found_scores, by) in enumerate(self.lists(part, depth, self.similar), start=start):
+                slots = allocate_slots(by.weights, depth, by.outcomes)
+                rows[i, :depth], scores[i, :depth], source = round_robin(found, found_scores, slots, depth)
+                outcomes[i, :depth] = np.where(source >= 0, by.outcomes[source], -1)
+                steps[i, :depth] = np.where(source >= 0, by.steps[source], -1)
                 norms[i] = by.norm(self.model.config.hidden_size)
         return Retrieved(rows, scores, outcomes, steps, [None, *self.model.config.outcomes], norms)
 
@@ -269,16 +276,18 @@ class PinRecRetriever:
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
 
-        Similar ones are not merged. There are as many embeddings as positive outcomes, steps and time offsets; where a
-        request's budget has fewer, the rest is -1.
+        Similar ones are not merged. There are as many embeddings as positive outcomes, steps and time offsets, or as
+        many as a request asks for by itself, if that is more; where a request has fewer, the rest is -1.
         """
         config = self.model.config
         most = max(1, len(config.positive_outcomes)) * max(1, len(config.time_offsets)) * self.num_steps
-        rows = np.full((len(requests), most, k), -1, np.int64)
+        lists: list[np.ndarray] = []
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = self.readable(requests[start : start + REQUESTS_AT_ONCE])
-            for i, (found, _, _) in enumerate(self.lists(part, k, np.inf), start=start):
-                rows[i, : len(found), : found.shape[1]] = found
+            lists += [found for found, _, _ in self.lists(part, k, np.inf)]
+        rows = np.full((len(lists), max([most, *map(len, lists)]), k), -1, np.int64)
+        for i, found in enumerate(lists):
+            rows[i, : len(found), : found.shape[1]] = found
         return rows
 
     def readable(self, requests: Sequence[Request]) -> Sequence[Request]:
@@ -336,11 +345,11 @@ class PinRecRetriever:
         return [generated[i] for i in range(len(requests))]
 
     def _item_embeddings(self) -> torch.Tensor:
-        embeddings = self.index.catalogue_embeddings()
-        if self._items_to_feed is None or len(self._items_to_feed) != len(embeddings):
+        if self._items_to_feed is None or self._items_to_feed[0] != len(self.index.rows):
             # a copy: what was loaded is mapped and read-only
-            self._items_to_feed = torch.tensor(embeddings, device=self.model.device)
-        return self._items_to_feed
+            embeddings = torch.tensor(self.index.catalogue_embeddings(), device=self.model.device)
+            self._items_to_feed = len(self.index.rows), embeddings
+        return self._items_to_feed[1]
 
     def lists(
         self, requests: Sequence[Request], k: int, similar: float

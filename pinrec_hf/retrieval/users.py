@@ -102,13 +102,16 @@ class UserFiles:
 
 
 def known_history(row: Mapping[str, Any], tokenizer: PinRecTokenizer) -> dict[str, list[Any]]:
-    """The history columns of a dataset's row; surfaces that the model does not know become unknown, outcomes go."""
+    """The history columns of a dataset's row; surfaces and outcomes that the model does not know become unknown."""
     history = {name: row[name] for name in HISTORY_COLUMNS if row.get(name) is not None}
-    surfaces, outcomes = {None, *tokenizer.surfaces}, set(tokenizer.outcomes)
+    surfaces, outcomes = {None, *tokenizer.surfaces}, {None, *tokenizer.outcomes}
     if not surfaces.issuperset(history.get("surface", ())):
         history["surface"] = [name if name in surfaces else None for name in history["surface"]]
     if any(not outcomes.issuperset(names or ()) for names in history.get("outcomes", ())):
-        history["outcomes"] = [[name for name in names or () if name in outcomes] for names in history["outcomes"]]
+        history["outcomes"] = [
+            None if names is None else [name if name in outcomes else None for name in names]
+            for names in history["outcomes"]
+        ]
     return history
 
 

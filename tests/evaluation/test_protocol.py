@@ -191,7 +191,7 @@ def test_names_that_train_lacks_are_unknown_to_requests(write_dataset, catalogue
     assert found.surface == ["new", "new", "feed"]
     assert found.outcomes == [["click", "gift"], ["gift"], ["click"]]
     assert found.requests[2]["history"]["surface"] == ["feed", None, None]
-    assert found.requests[2]["history"]["outcomes"] == [["click"], ["click"], []]
+    assert found.requests[2]["history"]["outcomes"] == [["click"], ["click", None], [None]]
 
 
 def test_errors_teach(write_dataset, table, catalogue, tmp_path):

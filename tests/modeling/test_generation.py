@@ -149,6 +149,42 @@ def test_a_seed_draws_the_outcome_that_is_fed_back(model, tokenizer, requests_ex
     assert torch.equal(runs[0].embeddings, runs[1].embeddings)
     assert not torch.equal(runs[0].embeddings, runs[2].embeddings)
     assert torch.equal(runs[3].embeddings, runs[4].embeddings)
+    alone = [batch_of(tokenizer, [request], 6) for request in requests_example]
+    rows = [model.generate(**b, outcome_budget=BUDGET, num_steps=6, item_embeddings=items, seed=1) for b in alone]
+    for row, whole in zip(rows, runs[2].embeddings, strict=True):  # what shares a batch changes no draw
+        torch.testing.assert_close(row.embeddings[0], whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_seeds_draw_outcomes_by_their_shares(model, tokenizer, requests_example, monkeypatch):
+    batch, seen, forward = batch_of(tokenizer, requests_example[:1], 2), [], type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, **kw: (seen.append(kw), forward(self, **kw))[1])
+    for seed in range(200):
+        model.generate(**batch, outcome_budget={"save": 0.9, "click": 0.1}, num_steps=2, seed=seed)
+    fed = [int(inputs["outcome_sets"][0, -1]) for inputs in seen[1::2]]
+    saves = fed.count(1 << tokenizer.outcome_code("save"))
+    assert saves + fed.count(1 << tokenizer.outcome_code("click")) == 200
+    assert 160 <= saves <= 197  # 180 expected, 4 standard deviations
+
+
+@torch.no_grad()
+def test_when_no_item_is_left_the_nearest_of_all_is_fed(model, tokenizer, items):
+    history = {"item_id": tokenizer.catalogue.ids(np.arange(60)), "outcomes": [["save"]] * 60}
+    batch = tokenizer([history], surface="homefeed", num_steps=3)
+    everything = {int(code) for code in batch["item_ids"] if code > 1}
+    assert len(everything) == 60
+    output = model.generate(**batch, num_steps=3, outcome_budget={"save": 1}, item_embeddings=items)
+    for step in range(2):
+        nearest = (output.embeddings[0, step] @ items.T).argmax() + 2
+        assert output.fed_items[0, step] == nearest
+
+
+@torch.no_grad()
+def test_several_steps_in_bf16(make_model, tokenizer, requests_example, items):
+    model = make_model().to(torch.bfloat16)
+    batch = batch_of(tokenizer, requests_example, 3)
+    output = model.generate(**batch, num_steps=3, outcome_budget=BUDGET, item_embeddings=items)
+    assert torch.isfinite(output.embeddings).all()
 
 
 @torch.no_grad()
@@ -162,6 +198,10 @@ def test_offsets_are_embeddings_of_a_step(make_model, tokenizer, requests_exampl
     torch.testing.assert_close(output.weights[0], torch.tensor([0.7, 0.7, 0.3, 0.3] * 2) / 4)
     alone = model.generate(**batch, outcome_budget=BUDGET, num_steps=2)  # "now" is what is fed back
     torch.testing.assert_close(output.embeddings[:, ::2], alone.embeddings)
+    turned = model.generate(**batch, outcome_budget=BUDGET, num_steps=2, offsets=[60, 0])  # wherever it stands
+    torch.testing.assert_close(turned.embeddings[:, 1::2], alone.embeddings)
+    with pytest.raises(ValueError, match=r"offsets \[60\] lack 0"):
+        model.generate(**batch, num_steps=2, offsets=[60])
 
 
 @pytest.mark.parametrize(
@@ -172,6 +212,8 @@ def test_offsets_are_embeddings_of_a_step(make_model, tokenizer, requests_exampl
         ({"num_steps": 65}, "positions"),
         ({"offsets": [30]}, "time_offsets"),
         ({"offsets": []}, "time_offsets"),
+        ({"item_embeddings": torch.zeros(60, 3), "num_steps": 2}, r"item_embeddings are \(60, 3\)"),
+        ({"item_embeddings": torch.zeros(59, 67), "num_steps": 2}, "of the whole catalogue"),
         ({"outcome_budget": {"purchase": 1}}, r"'purchase' is not among.*save"),
         ({"outcome_budget": {"hide": 1}}, "negative"),
         ({"outcome_budget": {"save": float("nan")}}, "finite"),

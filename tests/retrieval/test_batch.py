@@ -77,6 +77,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_files(retriever, tiny_data, t
     ]
     with pytest.raises(ValueError, match="a run with other k, request"):
         retrieve_parquet(retriever, output_dir=tmp_path / "out", **{**arguments, "k": 6, "request": {}})
+    other = PinRecRetriever.build(retriever.model, retriever.tokenizer, retriever.items)
+    other.index.remove(np.arange(3))
+    other.num_steps = 2
+    with pytest.raises(ValueError, match="a run with other index, steps"):
+        retrieve_parquet(other, output_dir=tmp_path / "out", **arguments)
     before = (partial / "part-00000.parquet").stat().st_mtime_ns
     retrieve_parquet(retriever, output_dir=tmp_path / "out", **arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -145,7 +150,7 @@ def test_names_that_only_the_test_days_know_count_as_unknown(retriever, tmp_path
     files = UserFiles(tmp_path / "u.parquet", retriever.tokenizer, {"surface": "search"})
     (request,) = files.requests(next(files.batches(10)))
     assert request["history"]["surface"] == [None, "homefeed"]
-    assert request["history"]["outcomes"] == [["save"], ["save"]]
+    assert request["history"]["outcomes"] == [["save"], [None, "save"]]
     assert request["surface"] == "search"
 
 

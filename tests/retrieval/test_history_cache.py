@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pinrec_hf import PinRecRetriever
+from pinrec_hf.retrieval import encode
 from pinrec_hf.retrieval.encode import generate_requests, reading_fingerprint
 from pinrec_hf.retrieval.history_cache import HistoryCache
 
@@ -94,6 +95,12 @@ def test_a_query_vector_of_a_request_is_no_ones_past(model, tokenizer, computed)
     for vector in (np.ones(6), -np.ones(6)):
         agree(model, tokenizer, cache, [{**request, "query_embedding": vector}])
     assert computed[-1] == 1
+    # the same query, now an event of the past: its vector is the one that the log's queries have, not the request's
+    past = {**first(10, history(12)), "query": [None] * 10}
+    event = {"item_id": None, "surface": "search", "outcomes": [], "timestamp": NOW, "query": "lamp"}
+    later = {name: [*values, event[name], after] for (name, values), after in
+             zip(past.items(), ("p3", "search", ["save"], NOW + 9, None), strict=True)}  # fmt: skip
+    agree(model, tokenizer, cache, [{"user_id": "u", "history": later, "surface": "search", "timestamp": NOW + 60}])
 
 
 def test_a_window_that_slides_is_computed_again(model, tokenizer, computed):
@@ -104,13 +111,16 @@ def test_a_window_that_slides_is_computed_again(model, tokenizer, computed):
         assert computed[1] == {62: 63, 63: 1, 64: 63, 70: 63}[events]  # 64 positions, of which the start keeps its own
 
 
-def test_users_of_one_batch_share_passes_by_what_is_new(model, tokenizer, computed):
+def test_users_of_one_batch_share_passes_by_what_is_new(model, tokenizer, computed, monkeypatch):
+    monkeypatch.setattr(encode, "EVENTS_IN_CACHE", 100)
     cache, histories = HistoryCache(1 << 24), [history(20 + 3 * user, user) for user in range(6)]
     requests = [{"user_id": str(i), "history": h, "surface": "related", "timestamp": NOW}
                 for i, h in enumerate(histories)]  # fmt: skip
     before = [{**r, "history": first(len(r["history"]["item_id"]) - 2, r["history"])} for r in requests[:4]]
     agree(model, tokenizer, cache, [*before, {**requests[5], "user_id": None}])
+    computed.clear()
     agree(model, tokenizer, cache, requests)
+    assert computed[3:] == [2, 36]  # four returning users together, and the two whole histories; before, without cache
     agree(model, tokenizer, cache, [*reversed(requests), {"user_id": "new", "history": {}}])
 
 
@@ -145,3 +155,8 @@ def test_models_share_a_cache_but_no_entry(saved_model, tokenizer, requests_exam
     with torch.no_grad():
         other.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     assert reading_fingerprint(other, tokenizer) != reading_fingerprint(retriever.model, tokenizer)
+    another = PinRecRetriever.build(other, tokenizer)
+    sharing = PinRecRetriever(other, tokenizer, another.index, histories=cache)
+    for found, whole in zip(sharing.generate(requests_example), another.generate(requests_example), strict=True):
+        assert np.allclose(found.embeddings, whole.embeddings, atol=1e-5, rtol=0)
+    assert len(cache) == 2 * len(requests_example)

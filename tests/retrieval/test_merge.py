@@ -47,6 +47,17 @@ def test_bad_weights(weights):
 def test_bad_k_and_shapes():
     with pytest.raises(ValueError, match="k is 0"):
         allocate_slots(np.ones(2), 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6, 16])
+@pytest.mark.parametrize(("shares", "slots"), [((0.7, 0.3), (7, 3)), ((0.6, 0.3, 0.1), (6, 3, 1))])
+def test_outcomes_keep_their_slots_however_many_steps_divide_them(shares, slots, steps):
+    outcomes = np.tile(np.arange(len(shares)), steps)
+    found = allocate_slots(np.tile(shares, steps) / steps, 10, outcomes)
+    assert np.bincount(outcomes, found).tolist() == list(slots)
+    for outcome in range(len(shares)):
+        own = found[outcomes == outcome]
+        assert own.max() - own.min() <= 1
     with pytest.raises(ValueError, match="k is -1"):
         round_robin(np.ones((1, 1), int), np.ones((1, 1)), np.ones(1, int), -1)
     with pytest.raises(ValueError, match="differ"):

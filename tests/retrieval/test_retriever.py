@@ -179,8 +179,7 @@ def request_of(budget, **fields):
 def test_steps_share_the_slots(retriever):
     found = retriever.search([request_of({"save": 0.5, "click": 0.5}, num_steps=2), request_of({"save": 1})], 8)
     pairs = list(zip(found.outcomes[0].tolist(), found.steps[0].tolist(), strict=True))
-    if len(set(pairs)) == 4:  # none merged
-        assert sorted(pairs) == sorted([(o, s) for o in (1, 2) for s in (1, 2)] * 2)
+    assert sorted(pairs) == sorted([(o, s) for o in (1, 2) for s in (1, 2)] * 2)  # none was merged
     assert found.steps[1].tolist() == [1] * 8
     assert len(set(found.rows[0])) == 8
     (alone,) = retriever.recommend(
@@ -188,6 +187,53 @@ def test_steps_share_the_slots(retriever):
     )
     assert [candidate.row for candidate in alone] == found.rows[0].tolist()
     assert [candidate.step for candidate in alone] == found.steps[0].tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 6, 16])
+def test_steps_leave_an_outcome_its_share(retriever, steps):
+    for k, saves in ((5, 4), (10, 7), (40, 28)):  # 3.5 of 5: the tie goes to the larger share
+        found = retriever.search([request_of({"save": 0.7, "click": 0.3}, num_steps=steps)], k)
+        assert (found.outcomes[0] == 1).sum() == saves
+
+
+def test_shares_of_any_size_divide(retriever):
+    for budget in ({"save": 1e39, "click": 1e39}, {"save": 1e-50}, {"save": 10**300, "click": 1}):
+        assert len(retriever.recommend([{}], surface="homefeed", outcome_budget=budget, k=5)[0]) == 5
+
+
+def test_search_and_recommend_divide_alike_beyond_the_catalogue(retriever):
+    budget = {"save": 0.7, "click": 0.3}
+    found = retriever.search([request_of(budget)], 1000)
+    (candidates,) = retriever.recommend([{}], surface="homefeed", outcome_budget=budget, k=1000)
+    assert found.rows[0, :60].tolist() == [candidate.row for candidate in candidates]
+    assert (found.rows[0, 60:] == -1).all()
+    assert (found.outcomes[0] == 1).sum() == 42
+
+
+def test_a_request_that_asks_for_more_embeddings_than_others(retriever):
+    lists = retriever.rank_each([request_of({"save": 1, "click": 1, None: 1}, num_steps=2), request_of({"save": 1})], 5)
+    assert lists.shape == (2, 6, 5)
+    assert (lists[1, 1:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude": "p1"}, "exclude is 'p1'; give a list"),
+        ({"filters": "market=de"}, "filters are 'market=de'; give a dict"),
+        ({"filter": {"market": "de"}}, r"request 0 has fields \['filter'\]"),
+        ({"history": None}, "request 0 has no `history`"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(retriever, fields, message):
+    with pytest.raises(ValueError, match=message):
+        retriever.search([{**request_of({"save": 1}), **fields}], 5)
+
+
+def test_an_event_of_unknown_outcome_was_acted_on(retriever):
+    for outcomes in ([None], [[None]]):
+        found = retriever.search([request_of({"save": 1}) | {"history": {"item_id": ["p1"], "outcomes": outcomes}}], 60)
+        assert retriever.tokenizer.catalogue.rows(["p1"])[0] not in found.rows[0]
 
 
 def test_more_slots_than_the_lists_could_give_are_refilled(retriever):
@@ -204,6 +250,7 @@ def test_more_slots_than_the_lists_could_give_are_refilled(retriever):
         ({"save": float("nan")}, "'save' the share nan"),
         ({"save": float("inf")}, "'save' the share inf"),
         ({"save": "much"}, "'save' the share 'much'"),
+        ({"save": 10**400}, "'save' the share 1000"),
         ({"save": 0, "click": 0.0}, "divides nothing"),
         ({}, "divides nothing"),
         ("save", "give a dict"),

@@ -103,7 +103,7 @@ def test_stored_names_that_a_release_lacks_count_as_unknown(make_app, tmp_path, 
     store.append(events_of("old", "p1", surface="a surface of last year", outcomes=["save", "an outcome of it"]))
     with served(make_app()) as client:
         request = {"user_id": "old", "surface": "homefeed", "k": 9}
-        history = {"item_id": ["p1"], "surface": [None], "outcomes": [["save"]], "timestamp": [NOW - 600]}
+        history = {"item_id": ["p1"], "surface": [None], "outcomes": [["save", None]], "timestamp": [NOW - 600]}
         answer = post(client, "/v1/recommend", request)
         assert told(answer["candidates"]) == offline(retriever, {**request, "history": history})
 

@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo docs test test-e2e test-all test-scale lint format benchmark-retrieval benchmark-surfaces benchmark-serving benchmark-index benchmark-public benchmark-speed benchmark-scale benchmark-daily clean
+.PHONY: demo docs test test-e2e test-all test-scale lint format clean \
+	benchmark-retrieval benchmark-surfaces benchmark-public benchmark-speed benchmark-serving benchmark-index \
+	benchmark-scale benchmark-daily
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -56,6 +58,7 @@ benchmark-index: .venv/demo       ## the figures of docs/item-index.md: 10^6 vec
 benchmark-scale: .venv/demo       ## figures that docs/scale.md is derived from: prepare at 10^7 and 10^8 rows, a catalogue of 10^6
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/catalogue_size.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/prepare_size.py
+
 benchmark-daily: .venv/demo       ## the figures of docs/daily.md: warm start against retraining on KuaiRand; resumable
 	$(BIN)/python benchmarks/daily.py
 

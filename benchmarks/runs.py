@@ -102,7 +102,7 @@ def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     packages = ("torch", "transformers", "datasets", "accelerate", "peft", "faiss-cpu", "duckdb")
     about = {
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": "python " + " ".join([os.path.relpath(os.path.realpath(sys.argv[0]), ROOT), *sys.argv[1:]]),
         "seed": seeds,
         "commit": commit.strip(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},

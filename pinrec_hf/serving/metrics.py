@@ -28,7 +28,6 @@ class Metrics:
         self.stages = {name: stage.labels(name) for name in ("queue", "encode", "search")}
         self.batch_size = Histogram("pinrec_batch_size", "requests in a batch", buckets=SIZES, **new)
         self.pending = Gauge("pinrec_pending_requests", "requests that wait or run", **new)
-        self.draining = Gauge("pinrec_draining", "1 while the server takes leave", **new)
         self.events = Counter("pinrec_events_appended", "new events stored", **new)
         self.items = Counter("pinrec_history_items", "items in the histories of requests", **new)
         self.unknown = Counter("pinrec_unknown_history_items", "those of them that the catalogue lacks", **new)

@@ -186,6 +186,7 @@ def test_no_ignored_row_is_legal_and_said(bare_data: Path, saved_model: Path, tm
         ({"data": "nowhere"}, "pinrec prepare"),
         ({"model": "nowhere"}, "neither a folder here nor a repo"),
         ({"unfreeze_item_encoder": True}, "--lora leaves the item encoder alone"),
+        ({"surface": None}, "adapter of one surface: name it by --surface"),
         ({"lora_rank": 0}, "lora_rank=0"),
         ({"outcome_budget": '{"hide": 1}'}, "is negative"),
         ({"outcome_budget": '{"save": -1}'}, "finite numbers >= 0"),

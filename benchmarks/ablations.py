@@ -63,7 +63,7 @@ def told(value: Any, depth: int = 0) -> list[str]:
     """A value as a nested list."""
     indent = "  " * depth
     if not isinstance(value, dict):
-        return [f"{indent}- {value}"]
+        return [f"{indent}- {number_text(value)}"]
     lines = []
     for name, entry in value.items():
         if isinstance(entry, dict) and "percent" in entry:
@@ -73,8 +73,16 @@ def told(value: Any, depth: int = 0) -> list[str]:
         elif isinstance(entry, dict):
             lines += [f"{indent}- {name}:", *told(entry, depth + 1)]
         else:
-            lines.append(f"{indent}- {name}: {f'{entry:.4g}' if isinstance(entry, float) else entry}")
+            lines.append(f"{indent}- {name}: {number_text(entry)}")
     return lines
+
+
+def number_text(value: Any) -> str:
+    """A number, or a list of numbers or of pairs of them."""
+    if isinstance(value, list):
+        pairs = any(isinstance(entry, list) for entry in value)
+        return (" -> " if pairs else ", ").join(number_text(entry) for entry in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def gain_text(gain: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ def kuairand() -> None:
         comparison = compare(runs, base)
         pooled = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
         known = [surface for surface in plan["surfaces"] if surface in comparison.groups["surface"]]
-        each = {surface: gain(comparison, "recall@50", ("surface", surface)) for surface in known}
+        each = {f"tab {surface}": gain(comparison, "recall@50", ("surface", surface)) for surface in known}
         how = (
             f"{'LoRA' if variant == 'adapters' else variant}, {'with' if negatives else 'without'} impression negatives"
         )

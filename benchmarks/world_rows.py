@@ -28,7 +28,9 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
         value: dict[str, Any] = {
             kind: holding("finetuning", f"{kind} against {peer}", "all") for kind in ("full", "adapters")
         }
-        value["identical surfaces"] = at(null["identical_surfaces"], "finetuning", f"full against {peer}", "all")
+        value["null world: identical surfaces"] = at(
+            null["identical_surfaces"], "finetuning", f"full against {peer}", "all"
+        )
         met = max(value[kind]["worlds above 0"] for kind in ("full", "adapters")) >= needed
         if peer == "all-surface":
             gone = null["identical_surfaces"]["finetuning"]["full against all-surface"]["all"]
@@ -54,7 +56,7 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
         row(
             "simulator: outcome control beyond popularity's, condition x outcome at equal slots",
             f"diagonal above 0 in >= {needed} worlds; gone in the world of one taste",
-            {"worlds above 0": above, "worlds": beyond, "one taste": one_taste},
+            {"worlds above 0": above, "worlds": beyond, "null world: one taste": one_taste},
             above >= needed and one_taste["low"] <= 0,
         )
     )
@@ -66,7 +68,7 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
         row(
             "simulator: several steps against one, next 10 positives, equal total slots",
             f"above 0 in >= {needed} worlds; gone without drift",
-            {**several, "no drift": gone},
+            {**several, "null world: no drift": gone},
             all(v["worlds above 0"] >= needed for v in several.values()) and gone["low"] <= 0,
         )
     )
@@ -85,17 +87,22 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
 
 def dial_row(dials: Mapping[int, Mapping[str, list[list[float]]]], needed: int) -> dict[str, Any]:
     """True saves rise and clicks fall at every step; what a click given up buys in saves, against the other dials."""
-    monotone, prices = [], []
-    for dial in dials.values():
+    monotone, better, worlds = [], [], {}
+    for seed, dial in dials.items():
         saves, clicks = np.array(dial["pinrec"]).T
         monotone.append(bool((np.diff(saves) > 0).all() and (np.diff(clicks) < 0).all()))
-        prices.append({name: saves_a_click(curve) for name, curve in dial.items()})
-    known = [{name: -np.inf if price is None else price for name, price in each.items()} for each in prices]
-    better = [p["pinrec"] > max(p["popularity"], p["two-tower"]) for p in known]
+        prices = {name: saves_a_click(curve) for name, curve in dial.items()}
+        known = {name: -np.inf if price is None else price for name, price in prices.items()}
+        better.append(known["pinrec"] > max(known["popularity"], known["two-tower"]))
+        worlds[seed] = {
+            "monotone": monotone[-1],
+            "saves gained per click lost": prices,
+            "saves and clicks a request, from all-click to all-save": dial,
+        }
     return row(
         "simulator: budget moved from all-click to all-save in 5 steps",
         f"saves rise and clicks fall at every step, more saves a click lost than other dials, in >= {needed} worlds",
-        {"monotone": monotone, "saves gained per click lost": prices, "worlds": dials},
+        {"monotone": sum(monotone), "better than the other dials": sum(better), "worlds": worlds},
         sum(m and b for m, b in zip(monotone, better, strict=True)) >= needed,
     )
 

@@ -38,6 +38,9 @@ EVENT_COLUMNS = {
 code, outcome bit set, seconds since epoch (-1 unknown), feed view, loss weight, request features (packed hashes), place
 in the feed view (-1 unknown)."""
 
+CONTEXT_POSITION = -2
+"""Of an event that no log has: what a view was about, put before it."""
+
 EncodedRow = dict[str, np.ndarray]
 
 HISTORY_COLUMNS = (
@@ -73,6 +76,7 @@ class EventEncoder:
     # -- names to codes ------------------------------------------------------------------------------------------
 
     def _number_names(self) -> None:
+        more_names("outcomes", self.outcomes, [])  # as many as a set has bits
         self._surface_codes: dict[Any, int] = {None: 0, **{name: i + 1 for i, name in enumerate(self.surfaces)}}
         self._outcome_codes = {name: i + 1 for i, name in enumerate(self.outcomes)}
 
@@ -333,7 +337,8 @@ def _insert_contexts(
     new["items"] = np.where(is_query, NO_ITEM, subjects[at])
     new["queries"] = np.where(is_query, queries[at], 0)
     new["outcomes"] = np.zeros(len(at), np.int64)
+    new["positions"] = np.full(len(at), CONTEXT_POSITION, np.int32)
     return {name: np.insert(events[name], at, new[name]) for name in events}, np.insert(row, at, row[at])
 
 
-__all__ = ["EVENT_COLUMNS", "HISTORY_COLUMNS", "EncodedRow", "EventEncoder"]
+__all__ = ["CONTEXT_POSITION", "EVENT_COLUMNS", "HISTORY_COLUMNS", "EncodedRow", "EventEncoder"]

@@ -70,9 +70,15 @@ class PinRecTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better metric after which training ends."}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Kept on: a resumed run counts its patience on."}
+    )
     max_minutes: float | None = field(
         default=None,
-        metadata={"help": "Training ends after so many minutes (one thread: of CPU time), its learning rate decayed."},
+        metadata={
+            "help": "Training ends after so many minutes (one thread: of CPU time), its learning rate decayed; however "
+            "many epochs that are, unless they are given."
+        },
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator needs every column."})

@@ -10,7 +10,7 @@ docs/experiments.md).
 | `hash_table_size` | one row where neither queries nor item ids are hashed |
 | rows a step | about 512 events: a power of two from 8 to 128 |
 | uniform negatives | 1,024 a step |
-| epochs | 2,000 steps, but 5 epochs at least and 20 at most |
+| epochs | 2,000 steps, but 5 epochs at least and 20 at most; with `--max_minutes` as many as it takes |
 """
 
 import math
@@ -26,6 +26,7 @@ from pinrec_hf.training.arguments import DataArguments, PinRecTrainingArguments
 EVENTS_A_STEP, NEGATIVES_A_STEP = 512, 1_024
 FULL_SOFTMAX_ITEMS = 5_000
 MAX_FEATURE_BUCKETS = 65_536
+ENDLESS = 1_000_000
 
 
 def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer, hashed_ids: bool = False) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def choose_batches(dataset: SequenceDataset, data_args: DataArguments, training_
         rows = min(128, max(8, EVENTS_A_STEP / max(1.0, dataset.lengths.mean())))
         training_args.per_device_train_batch_size = max(1, 2 ** round(math.log2(rows)) // processes)
     rows_a_step = training_args.train_batch_size * processes * training_args.gradient_accumulation_steps
+    if training_args.num_train_epochs is None and training_args.max_minutes is not None:
+        training_args.num_train_epochs = ENDLESS
     if training_args.num_train_epochs is None:
         training_args.num_train_epochs = min(20, max(5, math.ceil(2_000 * rows_a_step / max(1, len(dataset)))))
     given = data_args.uniform_negatives

@@ -22,7 +22,7 @@ from pinrec_hf.data.collator import FinetuningCollator
 from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.data.views import ViewDataset, encode_views
 from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
-from pinrec_hf.hub.adapters import ADAPTED, save_surface_adapter
+from pinrec_hf.hub.adapters import ADAPTED, check_adapter_name, save_surface_adapter
 from pinrec_hf.modeling.generation_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
@@ -69,6 +69,8 @@ def prepare_finetuning(
     """
     if args.lora and args.surface is None:
         raise ValueError("--lora writes an adapter of one surface: name it by --surface, or leave out --lora")
+    if args.lora and args.surface is not None:
+        check_adapter_name(args.surface)
     if args.lora and args.unfreeze_item_encoder:
         raise ValueError("--lora leaves the item encoder alone: leave out --unfreeze_item_encoder, or --lora")
     if args.lora and args.lora_rank < 1:

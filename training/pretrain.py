@@ -48,6 +48,7 @@ class Pretraining:
     model_class: type[PinRecModel]
     dataset: SequenceDataset
     collator: PretrainingCollator
+    validation: Requests
     warm: WarmStart | None = None
 
 
@@ -135,7 +136,10 @@ def prepare_pretraining(
         first_time=first,
         last_time=last,
     )
-    return Pretraining(tokenizer, config, model_class, dataset, collator, warm)
+    requests = load_requests(
+        data_args.data, "validation", tokenizer.catalogue, max_users=data_args.validation_users, seed=0
+    )
+    return Pretraining(tokenizer, config, model_class, dataset, collator, requests, warm)
 
 
 def train(
@@ -151,9 +155,7 @@ def train(
         begin_at_priors(model, run.dataset, run.tokenizer.positive_mask)
     else:
         model = run.warm.model
-    requests = load_requests(
-        data_args.data, "validation", run.tokenizer.catalogue, max_users=data_args.validation_users, seed=0
-    )
+    requests = run.validation
     patience = training_args.early_stopping_patience
     trainer = PinRecTrainer(
         model=model,

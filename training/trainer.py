@@ -59,6 +59,21 @@ class Deadline(TrainerCallback):
         return min(1.0, self.share / self.warmup) * (1 + math.cos(math.pi * self.share)) / 2
 
 
+class Epochs(TrainerCallback):
+    """Tells rows and sampler the epoch.
+
+    Of the two, accelerate tells one alone where it wraps the batch sampler: on several processes, or in a run that goes
+    on within an epoch.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for part in self.parts:
+            part.set_epoch(int(state.epoch or 0))
+
+
 class PinRecTrainer(Trainer):
     """
     Args:
@@ -74,6 +89,8 @@ class PinRecTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.validate = validate
         self.deadline = None
+        if self.args.max_minutes is not None and self.args.world_size > 1:
+            raise ValueError("--max_minutes is for one process: several clocks would part; give --num_train_epochs")
         if self.args.max_minutes is not None:
             one_core = self.args.device.type == "cpu" and torch.get_num_threads() == 1
             clock = time.process_time if one_core else time.monotonic
@@ -85,6 +102,8 @@ class PinRecTrainer(Trainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         # processes exchange whole gradients
         if kind is torch.optim.AdamW and self.args.world_size == 1 and make_large_tables_sparse(trained):
+            if self.args.fp16:  # the fused kernel skips a step that overflowed by itself, the rows of tables would not
+                options["fused"] = False
             self.optimizer_cls_and_kwargs = TableAdamW, options
         return super().create_optimizer(model)
 
@@ -111,7 +130,9 @@ class PinRecTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         # the batch of all processes and accumulated steps, so that how they share it does not change what is in it
         whole = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(dataset.lengths, whole, self.args.seed)
+        sampler = LengthGroupedSampler(dataset.lengths, whole, self.args.seed)
+        self.add_callback(Epochs(dataset, sampler))
+        return sampler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices of linear layers decay; embeddings, norms, biases and the temperature do not."""

@@ -118,16 +118,23 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse what is otherwise dropped and counted")
     parser.add_argument("--name", help="of the dataset, kept in metadata.json")
     parser.add_argument("--license", help="of the data, kept in metadata.json")
+    options = vars(parser.parse_args(["--output-dir", ""]))
+    of_both = ("public", "folder", "output_dir", "num_targets", "json", "debug", "log", "run")
+    parser.set_defaults(log_options={name: value for name, value in options.items() if name not in of_both})
 
 
 def prepare(args: argparse.Namespace) -> None:
-    if (args.log is None) == (args.public is None):
+    if (args.log is None) == (args.public is None) or (args.folder is not None and args.public is None):
         raise ValueError("give --log, or --public with --folder")
     if args.public is not None:
         from pinrec_hf.data.public import prepare_public
 
         if args.folder is None:
             raise ValueError("--public needs --folder, where its files are")
+        given = [name for name, default in args.log_options.items() if getattr(args, name) != default]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--public says {options} itself; leave it out, or give your own --log")
         report = prepare_public(args.public, args.folder, args.output_dir, num_targets=args.num_targets)
     else:
         from pinrec_hf.data.prepare import prepare as prepare_log

@@ -75,6 +75,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if os.path.lexists(args.output_dir):  # now, not after all the work
         raise FileExistsError(f"{args.output_dir} exists: choose another --output-dir, or remove it first")
     baselines = parse_pairs(args.baseline, "--baseline")
+    names = [NAME, *(name for name, _ in baselines)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--baseline: {names} are not all different; name each system once")
     adapters = parse_adapters(args.adapter)
     folder = find_folder(args.model, args.revision)
     retriever = load_retriever(folder, adapters)
@@ -122,6 +125,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> str:
     """The command as it may be run again."""
     words = ["pinrec", "evaluate", "--model", args.model, "--data", args.data, "--split", args.split]
+    words += ["--revision", args.revision] if args.revision else []
     words += [word for adapter in args.adapter for word in ("--adapter", adapter)]
     words += [word for baseline in args.baseline for word in ("--baseline", baseline)]
     words += [word for k in args.k or () for word in ("-k", str(k))]

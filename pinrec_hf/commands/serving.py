@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from typing import Any
 
 from pinrec_hf.commands.console import add_adapter, add_command, parse_adapters
@@ -69,6 +70,7 @@ def serve(args: argparse.Namespace) -> None:
     from pinrec_hf.serving.metrics import Metrics
     from pinrec_hf.serving.release import Releases
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server takes it: a release made meanwhile is the one read
     keys = read_keys(args.api_key_file) if args.api_key_file else frozenset()
     check_host(args.host, keys)
     log_as_json()

@@ -13,6 +13,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pinrec_hf.data.source import sql_path
+
 LOG = """
 SELECT user_id, item_id, 'amazon' AS surface, make_timestamp(seconds * 1000000) AS timestamp,
        ['interaction'] AS outcomes, "order"
@@ -21,12 +23,12 @@ FROM ({rows}) ORDER BY user_id, "order"
 
 SHARED_ROWS = """
 SELECT user_id::VARCHAR AS user_id, asin AS item_id, timestamp AS seconds, seq_pos::BIGINT AS "order"
-FROM '{folder}/interactions.parquet' JOIN '{folder}/items.parquet' USING (item_id)
+FROM {interactions} JOIN {items} USING (item_id)
 """
 
 PUBLISHED_ROWS = """
 SELECT reviewerID AS user_id, asin AS item_id, unixReviewTime AS seconds, row_number() OVER () AS "order"
-FROM read_json('{file}', format = 'newline_delimited',
+FROM read_json({file}, format = 'newline_delimited',
                columns = {{reviewerID: 'VARCHAR', asin: 'VARCHAR', unixReviewTime: 'BIGINT'}})
 """
 
@@ -51,8 +53,9 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
     root = Path(folder)
     con = duckdb.connect()
     if (root / "interactions.parquet").exists():
-        log = con.sql(LOG.format(rows=SHARED_ROWS.format(folder=root))).to_arrow_table()
-        items = con.read_parquet(str(root / "items.parquet"))
+        files = {name: sql_path(root / f"{name}.parquet") for name in ("interactions", "items")}
+        log = con.sql(LOG.format(rows=SHARED_ROWS.format(**files))).to_arrow_table()
+        items = con.sql(f"FROM {files['items']}")
         title = "coalesce(title, idgenrec_keywords)" if "title" in items.columns else "idgenrec_keywords"
         features = ""
         if "s3rec_attributes" in items.columns:
@@ -64,7 +67,7 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
         raise FileNotFoundError(
             f"Amazon: {root} has neither interactions.parquet nor reviews_*_5.json.gz and meta_*.json.gz"
         )
-    log = con.sql(LOG.format(rows=PUBLISHED_ROWS.format(file=reviews[0]))).to_arrow_table()
+    log = con.sql(LOG.format(rows=PUBLISHED_ROWS.format(file=sql_path(reviews[0])))).to_arrow_table()
     return log, _read_meta(meta[0], set(log["item_id"].unique().to_pylist()))
 
 

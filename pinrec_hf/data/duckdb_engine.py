@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ibis.backends.duckdb import Backend
 from pinrec_hf.data.contract import DataContractError
 from pinrec_hf.data.engine import Engine
 from pinrec_hf.data.sequences import user_hash
-from pinrec_hf.data.source import Source
+from pinrec_hf.data.source import Source, sql_path
 
 # DuckDB spills beyond this; Arrow batches and Python come on top.
 MEMORY_LIMIT = "1500MB"
@@ -36,14 +37,15 @@ class DuckDBEngine(Engine):
             relation = f"{source.name}_input"
             self.con.con.register(relation, source.data)
         else:
-            quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in source.data)
+            quoted = ", ".join(map(sql_path, source.data))
             relation = f"read_parquet([{quoted}], union_by_name = true, hive_partitioning = false)"
         columns = ", ".join(["row_number() OVER () - 1 AS row", *source.casts(_micros, others=others)])
         self.con.raw_sql(f"CREATE VIEW {source.name} AS SELECT {columns} FROM {relation}")
         return self.con.table(source.name)
 
     def read(self, name: str, files: Sequence[Path]) -> ir.Table:
-        return self.con.read_parquet(list(files), table_name=name, hive_partitioning=False)
+        paths = [glob.escape(str(file)) for file in files]
+        return self.con.read_parquet(paths, table_name=name, hive_partitioning=False)
 
     def parts(self, rows: ir.Table, num_rows: int) -> Sequence[ir.Table]:
         digits = 0  # of the hash, in hex: 1, 16 or 256 parts

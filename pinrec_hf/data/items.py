@@ -145,7 +145,8 @@ class TableWriter:
             self._count(reason, table.filter(reasons == reason).select(["row", self.key]))
         table = table.filter(reasons == "").drop_columns("row")
         for name, per in self._units.items():
-            seconds = pc.floor(pc.divide(table[name].cast(pa.float64()), float(per)))
+            # not every integer is a float: the year 9999, which says "never", is off by less than a second
+            seconds = pc.floor(pc.divide(table[name].cast(pa.float64(), safe=False), float(per)))
             seconds = pc.if_else(pc.is_nan(seconds), None, seconds).cast(pa.int64())
             table = table.set_column(table.schema.get_field_index(name), name, seconds)
         return table

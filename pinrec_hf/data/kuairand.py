@@ -14,6 +14,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from pinrec_hf.data.source import sql_path
+
 # Beijing days: train before 3 May, validation 3 May, test 4 and 5 May 2022.
 KUAIRAND_SPLIT = {
     "validation_start": "2022-05-03T00:00+08:00",
@@ -93,7 +95,7 @@ def load_kuairand(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
     root = Path(folder)
     con = duckdb.connect()
     if (root / "events.parquet").exists():
-        con.read_parquet(str(root / "history_before_apr25.parquet")).create_view("history")
+        con.sql(f"FROM {_relation([root / 'history_before_apr25.parquet'])}").create_view("history")
         names = {"shown": "impression_seq", "viewed": "long_view_seq", "liked": "like_seq"}
         history = HISTORY.format(**{list_: LIST.format(name=name) for list_, name in names.items()})
         events = EVENTS.format(rows=_relation([root / "events.parquet"]))
@@ -110,5 +112,5 @@ def load_kuairand(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
 
 
 def _relation(files: list[Path]) -> str:
-    quoted = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
-    return f"read_{'csv' if files[0].suffix == '.csv' else 'parquet'}([{quoted}])"
+    paths = ", ".join(map(sql_path, files))
+    return f"read_{'csv' if files[0].suffix == '.csv' else 'parquet'}([{paths}])"

@@ -20,6 +20,7 @@ from pinrec_hf.data.source import Source
 
 FIRST_ROWS = 5
 MICROS = 1_000_000
+LARGEST_WEIGHT = 3e38  # of a float32
 
 BAD_TIME = "negative or NaN timestamp"
 
@@ -69,7 +70,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
     bad_weight = ibis.literal(False)
     if "weight" in log.columns:
         weight = log.weight.cast("float64")
-        bad_weight = weight.isnan() | weight.isinf() | (weight < 0)
+        bad_weight = weight.isnan() | (weight < 0) | (weight > LARGEST_WEIGHT)
     reason = ibis.cases(
         (log.user_id.isnull(), "null user_id"),
         (log.item_id.isnull() & ~has_query, "neither item_id nor query"),

@@ -14,6 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv as csv
 
+from pinrec_hf.data.source import sql_path
+
 LOG = """
 SELECT user_id::BIGINT AS user_id, movie_id::BIGINT AS item_id, 'movielens' AS surface,
        make_timestamp(timestamp::BIGINT * 1000000) AS timestamp,
@@ -51,8 +53,8 @@ def load_movielens(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
     root = Path(folder)
     con = duckdb.connect()
     if (root / "ratings.parquet").exists():
-        con.sql(f"SELECT *, sasrec_pos AS \"order\" FROM '{root / 'ratings.parquet'}'").create_view("ratings")
-        con.read_parquet(str(root / "movies.parquet")).create_view("movies")
+        con.sql(f'SELECT *, sasrec_pos AS "order" FROM {sql_path(root / "ratings.parquet")}').create_view("ratings")
+        con.sql(f"FROM {sql_path(root / 'movies.parquet')}").create_view("movies")
     elif (root / "ratings.dat").exists():
         ratings = _read_dat(root / "ratings.dat", ["user_id", "movie_id", "rating", "timestamp"])
         con.register("published", ratings)

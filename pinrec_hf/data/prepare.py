@@ -247,9 +247,12 @@ def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[st
     def by_frequency(counts: dict[str, int]) -> list[str]:
         return sorted(counts, key=lambda name: (-counts[name], name))
 
+    named = by_frequency(outcomes)
+    # one that train lacks is named by the caller: a model must know it, to know that it is negative
+    named += [name for name in dict.fromkeys(negative) if name not in outcomes]
     return {
         "surfaces": by_frequency(surfaces),
-        "outcomes": by_frequency(outcomes),
+        "outcomes": named,
         "negative_outcomes": list(dict.fromkeys(negative)),
         "outcome_counts": {
             s: {o: by_surface[s][o] for o in by_frequency(by_surface[s])}
@@ -266,5 +269,7 @@ def _write_train_items(engine: Engine, folder: Path) -> int:
         rows.select(item_id=rows.item_id.unnest()).distinct().filter(lambda t: t.item_id.notnull()).order_by("item_id")
     )
     table = to_arrow(ids)
+    if not table.num_rows:
+        raise DataContractError("log: train holds queries only, no item; give --items, or a later --validation-start")
     pq.write_table(table, folder / "items.parquet", compression="zstd")
     return table.num_rows

@@ -56,7 +56,7 @@ def events(rows: ir.Table, view_gap_minutes: float) -> ir.Table:
     if "late" in rows.columns:
         late = rows.filter(rows.late.length() > 0)
         late = late.mutate(late=late.late.unnest())
-        late = late.mutate(time=late.late.f2, outcomes=ibis.array([late.late.f1]))
+        late = late.mutate(time=late.late.f2, outcomes=_names(ibis.array([late.late.f1])))
         rows = rows.drop("late").union(late.drop("late"))
         # what came later stands at its own time, where `order` decides again
         rows = rows.mutate(seq=ibis.row_number().over(ibis.window(group_by="user_id", order_by=_order(rows))))
@@ -78,7 +78,7 @@ def _split_outcomes(rows: ir.Table) -> ir.Table:
 
     def is_late(pair: ir.StructValue) -> ir.BooleanValue:
         later = (pair.f2 // MICROS > rows.time // MICROS) | rows.time.isnull()
-        return pair.f1.notnull() & pair.f2.notnull() & later
+        return pair.f2.notnull() & later
 
     early = pairs.filter(lambda pair: ~is_late(pair)).map(lambda pair: pair.f1)
     return rows.mutate(outcomes=_names(early), late=pairs.filter(is_late))

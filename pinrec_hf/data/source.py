@@ -55,6 +55,11 @@ class Source:
         return casts + [_quote(name) for name in self.other_columns] if others else casts
 
 
+def sql_path(path: str | os.PathLike[str]) -> str:
+    """A path as SQL text, of which no character is a pattern."""
+    return "'" + glob.escape(os.fspath(path)).replace("'", "''") + "'"
+
+
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -107,6 +112,10 @@ def open_source(
         footers = {file: _footer(name, file) for file in data}
         schemas = {file: footer.schema.to_arrow_schema() for file, footer in footers.items()}
         rows = [footer.num_rows for footer in footers.values()]
+    for file, schema in schemas.items():
+        folded = [column.casefold() for column in schema.names]
+        if same := [column for column in schema.names if folded.count(column.casefold()) > 1]:
+            raise DataContractError(f"{name}: the names of columns {same} in {file} differ in case alone; rename them")
     num_rows, first_rows = sum(rows), [0, *np.cumsum(rows)[:-1].tolist()]
     if num_rows == 0:
         raise DataContractError(f"{name}: the input has no rows")

@@ -17,6 +17,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from pinrec_hf.data.source import sql_path
+
 # The two days of events.parquet; the published train.csv has six, where `prepare`'s own default does.
 TRIVAGO_SPLIT = {
     "validation_start": "2018-11-08T12:00Z",
@@ -28,7 +30,7 @@ PUBLISHED_ROWS = """
 SELECT * EXCLUDE impressions, try_cast(reference AS BIGINT) AS item_id,
        CASE WHEN try_cast(reference AS BIGINT) IS NULL THEN reference END AS query,
        list_transform(string_split(impressions, '|'), lambda i: i::BIGINT) AS impressions
-FROM read_csv('{file}', types = {{user_id: 'VARCHAR', session_id: 'VARCHAR', reference: 'VARCHAR',
+FROM read_csv({file}, types = {{user_id: 'VARCHAR', session_id: 'VARCHAR', reference: 'VARCHAR',
                                   impressions: 'VARCHAR'}})
 """
 
@@ -72,7 +74,7 @@ FROM (FROM acts UNION ALL BY NAME FROM shown) ORDER BY user_id, "order", positio
 ITEMS = """
 SELECT item_id::BIGINT AS item_id,
        list_transform(string_split(properties, '|'), lambda p: 'property=' || p) AS features
-FROM read_csv('{file}') ORDER BY item_id
+FROM read_csv({file}) ORDER BY item_id
 """
 
 
@@ -92,11 +94,11 @@ def load_trivago(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table | N
     root = Path(folder)
     con = duckdb.connect()
     if (root / "events.parquet").exists():
-        rows = f"SELECT * FROM '{root / 'events.parquet'}'"
+        rows = f"SELECT * FROM {sql_path(root / 'events.parquet')}"
     elif (root / "train.csv").exists():
-        rows = PUBLISHED_ROWS.format(file=root / "train.csv")
+        rows = PUBLISHED_ROWS.format(file=sql_path(root / "train.csv"))
     else:
         raise FileNotFoundError(f"trivago: {root} has neither events.parquet nor train.csv")
     log = con.sql(LOG.format(rows=rows)).to_arrow_table()
     metadata = root / "item_metadata.csv"
-    return log, con.sql(ITEMS.format(file=metadata)).to_arrow_table() if metadata.exists() else None
+    return log, con.sql(ITEMS.format(file=sql_path(metadata))).to_arrow_table() if metadata.exists() else None

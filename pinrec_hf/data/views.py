@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from pinrec_hf.data.windows import ListColumn, SequenceDataset, encode_split
-from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT, SUBJECT_EVENT
-from pinrec_hf.modeling.events_pinrec import EVENT_COLUMNS, EncodedRow
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
+from pinrec_hf.modeling.events_pinrec import CONTEXT_POSITION, EVENT_COLUMNS, EncodedRow
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 
 TARGET_COLUMNS = {
@@ -36,7 +36,7 @@ TARGET_COLUMNS = {
 of its request and seconds until it happened (-1 unknown), weight, request features, and how many of the window's
 `hard_items` (int64 item ids) are its own."""
 
-VIEW_ENCODING = 1
+VIEW_ENCODING = 2
 """Raise it when views become other windows, so that what is cached is not taken for them."""
 
 
@@ -130,8 +130,9 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     acted = reacted & (sets > 1) & (items >= FIRST_ITEM)  # bit 0: nobody knows what happened
     answered = np.zeros(len(opens), bool)
     answered[view[reacted]] = True
-    # as in a request's history, a subject item belongs to it only if something beside it was acted on
-    kept = np.where(types == SUBJECT_EVENT, answered[view], ~is_item | reacted)
+    # as in a request's history, what a view was about belongs to it only if something in it was acted on; a query that
+    # the log has as an event of its own, always
+    kept = np.where(flat["positions"] == CONTEXT_POSITION, answered[view], ~is_item | reacted)
     kept_before = np.cumsum(kept) - kept
 
     pair, own = view * size + items, row * size + items
@@ -162,7 +163,10 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
 
     hard_counts, hard_items = _hard_negatives(flat, view, pair, is_item, reacted, target_view)
     asked = opens[target_view]
-    requested, happened = flat["timestamps"][asked], flat["timestamps"][event]
+    # views may interleave: nothing of a history is younger than the request
+    times, newest = flat["timestamps"], np.maximum(asked, begins[target_view] - 1)
+    requested = np.where(times[asked] < 0, -1, np.maximum(times[asked], times[newest]))
+    happened = times[event]
     targets = {
         "target_events": before - begin,
         "target_items": items[event],

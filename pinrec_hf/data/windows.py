@@ -1,5 +1,6 @@
 """Training rows: the sequences dataset, encoded once, memory-mapped, and cut into windows."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
 from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS, EncodedRow, PinRecTokenizer
 
-ENCODING = 3
+ENCODING = 4
 """Raise it when rows are encoded in another way, so that what is cached is not taken for it."""
 
 
@@ -29,7 +30,7 @@ def encode_split(data: str | Path, split: str, tokenizer: PinRecTokenizer) -> da
     files = sorted(str(path) for path in (Path(data) / split).glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"{data} has no {split}/*.parquet; make it with `pinrec prepare`")
-    rows = datasets.load_dataset("parquet", data_files=files, split="train")
+    rows = datasets.load_dataset("parquet", data_files=list(map(glob.escape, files)), split="train")
     features = {name: datasets.List(datasets.Value(np.dtype(t).name)) for name, t in EVENT_COLUMNS.items()}
     what = [rows._fingerprint, tokenizer.catalogue.fingerprint, *map(str, (tokenizer.surfaces, tokenizer.outcomes))]
     what += map(

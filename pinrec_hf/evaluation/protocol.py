@@ -272,13 +272,15 @@ def only_targets(requests: Requests, kept: np.ndarray) -> Requests:
 
 
 def seen_rows(request: Mapping[str, Any], catalogue: Catalogue) -> np.ndarray:
-    """Catalogue rows that a request's user acted on, either way: int64, ascending, each once.
+    """Catalogue rows that no ranker may offer: what the request's user acted on, either way, and the subject item.
+
+    int64, ascending, each once.
 
     What was merely shown is not seen; items that the catalogue lacks are left out.
     """
-    history = request["history"]
+    history, subject = request["history"], request.get("context_item_id")
     acted = [i for i, names in zip(history["item_id"], history["outcomes"], strict=True) if names is None or len(names)]
-    rows = np.unique(catalogue.rows(acted))
+    rows = np.unique(catalogue.rows(acted if subject is None else [*acted, subject]))
     return rows[rows >= 0]
 
 

@@ -114,6 +114,15 @@ def load_surface_adapters(
     return adapted.eval()
 
 
+def check_adapter_name(surface: str) -> None:
+    """
+    Raises:
+        ValueError: an adapter cannot have this surface's name.
+    """
+    if "." in surface or hasattr(nn.ModuleDict(), surface):
+        raise ValueError(f"PEFT cannot name an adapter {surface!r}: no dots, and no name of a torch module's method")
+
+
 def _checked_config(folder: Path, surface: str, model: PinRecModel, fingerprint: str) -> dict[str, Any]:
     known = model.config.surfaces or []
     if surface not in known:
@@ -121,8 +130,7 @@ def _checked_config(folder: Path, surface: str, model: PinRecModel, fingerprint:
             f"surface {surface!r} is not among the base's surfaces {known}; model.add_surfaces and "
             "tokenizer.add_surfaces make it known"
         )
-    if "." in surface or hasattr(nn.ModuleDict(), surface):
-        raise ValueError(f"PEFT cannot name an adapter {surface!r}: no dots, and no name of a torch module's method")
+    check_adapter_name(surface)
     path = folder / SURFACE_CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no {SURFACE_CONFIG}: it is no adapter that training/finetune.py wrote")

@@ -46,7 +46,7 @@ def publish(model: str | os.PathLike[str], releases: str | os.PathLike[str]) -> 
             for file in files:
                 copy = folder / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+                shutil.copy2(file, copy)  # with its time: an index is as old as it was
                 _flush(copy)
             if (root / CURRENT).is_symlink():
                 (folder / PREVIOUS).write_text(os.readlink(root / CURRENT))

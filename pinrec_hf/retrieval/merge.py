@@ -6,6 +6,8 @@ one outcome (Multi-Embedding Retrieval, arXiv 2506.23060), so each embedding own
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 
@@ -81,8 +83,9 @@ def merge_similar(
 def round_robin(
     rows: np.ndarray, scores: np.ndarray, slots: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Merge ranked lists: queries take their best remaining item in turn, each up to its slots.
+    """Merge ranked lists: queries take their best remaining item in turn, as often as they have slots.
 
+    Turns come in proportion to slots (Webster's order): the first items of a long list divide as the whole does.
     An item that an earlier turn took costs nothing: the query takes its next one. What the lists cannot fill
     of their own slots is then filled in turn from whatever any list has left.
 
@@ -105,17 +108,16 @@ def round_robin(
     lists = [enumerate(ranked) for ranked in rows.tolist()]
     taken: dict[int, tuple[int, int]] = {}  # row -> query, rank
     for budget in (slots.tolist(), [k] * len(lists)):
-        turns = [query for query in range(len(lists)) if budget[query] > 0]
+        turns = [(0.5 / own, query, 1) for query, own in enumerate(budget) if own > 0]  # when, whose, which of its own
+        heapq.heapify(turns)
         while turns and len(taken) < k:
-            for query in turns[: k - len(taken)]:
-                # the iterator of a list goes on where its last turn ended
-                new = next(((rank, row) for rank, row in lists[query] if row >= 0 and row not in taken), None)
-                if new is None:
-                    budget[query] = 0
-                else:
-                    taken[new[1]] = (query, new[0])
-                    budget[query] -= 1
-            turns = [query for query in turns if budget[query] > 0]
+            _, query, turn = heapq.heappop(turns)
+            # the iterator of a list goes on where its last turn ended
+            new = next(((rank, row) for rank, row in lists[query] if row >= 0 and row not in taken), None)
+            if new is not None:
+                taken[new[1]] = (query, new[0])
+                if turn < budget[query]:
+                    heapq.heappush(turns, ((turn + 0.5) / budget[query], query, turn + 1))
     merged = np.full(k, -1, dtype=np.int64)
     merged_scores = np.full(k, -np.inf, dtype=np.float32)
     source = np.full(k, -1, dtype=np.int64)

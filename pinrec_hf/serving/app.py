@@ -121,9 +121,13 @@ def create_app(
     @app.delete("/v1/users/{user_id:path}", response_model=schema.Deleted)
     async def delete_user(user_id: str) -> Response:
         """Remove every event of a user."""
-        deleted = await asyncio.to_thread(stored().delete, user_id)
-        if releases.computed is not None:
-            releases.computed.forget(user_id)
+        try:
+            deleted = await asyncio.to_thread(stored().delete, user_id)
+            if releases.computed is not None:
+                await batcher.submit([])  # first in, first out: whoever read the history before has been answered then
+        finally:
+            if releases.computed is not None:
+                releases.computed.forget(user_id)
         return _json({"deleted": deleted})
 
     @app.get("/healthz", response_model=schema.Status)

@@ -91,17 +91,21 @@ class SQLiteHistories:
     def __init__(self, path: str) -> None:
         try:
             self._writer, self._reader = self._connect(path), self._connect(path)
+            self._writer.execute("BEGIN IMMEDIATE")  # two servers may make the file at once
             (found,) = self._writer.execute("PRAGMA user_version").fetchone()
             if found not in (0, FORMAT):
                 raise ValueError(f"{path} has the format {found}, this version reads {FORMAT}; give another file")
-            self._writer.execute("PRAGMA journal_mode = WAL")
-            self._writer.execute("PRAGMA synchronous = FULL")
-            self._writer.execute("PRAGMA secure_delete = ON")  # a deleted user's bytes are overwritten
+            if not found and self._writer.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise ValueError(f"{path} is another program's database; give another file")
             self._writer.execute(
                 "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, user_id TEXT NOT NULL, "
                 "timestamp INTEGER NOT NULL, event TEXT NOT NULL, UNIQUE (user_id, timestamp, event))"
             )
             self._writer.execute(f"PRAGMA user_version = {FORMAT}")
+            self._writer.execute("COMMIT")
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA secure_delete = ON")  # a deleted user's bytes are overwritten
         except sqlite3.Error as error:
             made = "give a file that `pinrec serve` made, or a new one"
             raise ValueError(f"histories {path!r}: {error}; {made}") from error
@@ -129,8 +133,13 @@ class SQLiteHistories:
     def delete(self, user_id: str | int) -> int:
         with self._write() as connection:
             deleted = connection.execute("DELETE FROM events WHERE user_id = ?", (str(user_id),)).rowcount
-        with self._writing:  # the log written ahead holds the events too, until it is folded into the file
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            with self._writing:  # the log written ahead holds the events too, until it is folded into the file
+                (busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise HistoryUnavailable(str(error)) from error
+        if busy:
+            raise HistoryUnavailable("another process reads the file: deleted, but not overwritten yet; delete again")
         return deleted
 
     @contextmanager
@@ -162,13 +171,16 @@ class RedisHistories:
     """
 
     def __init__(self, url: str) -> None:
+        where = url.split("@")[-1].split("?")[0]  # a password stays out of messages
         try:
             import redis
         except ImportError:
-            raise ValueError(f"histories {url.split('@')[-1]}: `pip install 'pinrec-hf[redis]'` first") from None
-        self._redis: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
+            raise ValueError(f"histories {where}: `pip install 'pinrec-hf[redis]'` first") from None
+        try:
+            self._redis: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
+        except ValueError:
+            raise ValueError("the address of the histories is not redis://[:password@]host:port/db") from None
         self._error = redis.RedisError
-        where = url.split("@")[-1]  # a password stays out of messages
         try:
             self._redis.ping()
         except redis.RedisError as error:

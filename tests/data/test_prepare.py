@@ -86,7 +86,7 @@ def test_the_default_split_is_the_last_two_days(out):
         "license": "CC0",
         "id_types": {"user_id": "string", "item_id": "string"},
         "surfaces": ["home"],  # search came after the cut
-        "outcomes": ["save"],
+        "outcomes": ["save", "click"],  # negative, so that a model knows it
         "negative_outcomes": ["click"],
         "outcome_counts": {"home": {"save": 2}},
         "split": {

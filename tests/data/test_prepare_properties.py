@@ -18,7 +18,7 @@ CUTS = (T0 + DAY, T0 + 2 * DAY, T0 + 3 * DAY)
 WINDOWS = {"validation_start": CUTS[0], "test_start": CUTS[1], "test_end": CUTS[2]}
 
 seconds = st.integers(0, 4 * DAY // 600).map(lambda n: T0 + 600 * n)
-names = st.sampled_from(["save", "click", "hide"])
+names = st.sampled_from(["save", "click", "hide", None])
 event = st.fixed_dictionaries(
     {
         "user_id": st.sampled_from(["a", "b b", "ç", None]),

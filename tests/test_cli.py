@@ -195,6 +195,10 @@ def test_prepare_needs_a_log_or_a_public_set(run, tmp_path):
     assert "--public needs --folder" in run("prepare", "--public", "kuairand", *out, code=2)
     assert "no public set 'netflix'" in run("prepare", "--public", "netflix", "--folder", tmp_path, *out, code=2)
     assert "events.parquet" in run("prepare", "--public", "kuairand", "--folder", tmp_path, *out, code=2)
+    words = ["prepare", "--public", "kuairand", "--folder", tmp_path, *out]
+    said = run(*words, "--strict", "--negative-outcome", "x", code=2)
+    assert "--public says --negative-outcome, --strict itself" in said
+    assert "--log, or --public" in run("prepare", "--log", tmp_path, "--folder", tmp_path, *out, code=2)
     assert list(tmp_path.iterdir()) == []
 
 

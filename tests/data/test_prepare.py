@@ -1,4 +1,5 @@
 import json
+from datetime import datetime
 
 import datasets
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from pinrec_hf.data.contract import DataContractError
 from pinrec_hf.data.prepare import prepare
+from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
 
 DAY = 86_400
 T0 = 1_700_006_400  # a midnight, UTC
@@ -271,6 +273,42 @@ def test_every_kind_of_input_gives_the_same_files(tmp_path):
     for split in ("train", "validation", "test"):
         files = {(tmp_path / name / split / "part-00000.parquet").read_bytes() for name in inputs}
         assert len(files) == 1
+
+
+def test_a_negative_outcome_that_train_lacks_is_known_to_the_model(out):
+    run(out, [("a", "x", "home", 0, ["save"]), ("a", "x", "home", DAY + 5, ["hide"]), ("a", "x", "home", 2 * DAY, [])],
+        negative_outcomes=["hide"])  # fmt: skip
+    metadata = json.loads((out / "metadata.json").read_text())
+    names = {name: metadata[name] for name in ("surfaces", "outcomes", "negative_outcomes")}
+    assert PinRecConfig.from_preset("tiny", **names).positive_outcomes == ["save"]
+
+
+def test_a_life_time_may_have_no_end(out):
+    ends = pa.array([datetime(9999, 12, 31), None], pa.timestamp("us"))
+    run(out, [("a", "x", "home", 0, ["save"])], items=pa.table({"item_id": ["x", "y"], "available_until": ends}))
+    assert pq.read_table(out / "items.parquet")["available_until"].to_pylist()[0] > 253_402_000_000
+
+
+def test_a_path_is_no_pattern_where_it_exists(out, tmp_path):
+    for name, user in (("log[12]", "right"), ("log1", "wrong")):
+        table = pa.table({"user_id": [user] * 3, "item_id": ["x", "y", "x"], "timestamp": [T0, T0 + DAY, T0 + 2 * DAY]})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    prepare(str(tmp_path / "log[12].parquet"), time_unit="s", output_dir=out)
+    assert set(read(out, "train")) == {"right"}
+
+
+def test_names_that_differ_in_case_alone_are_refused(out):
+    log = pa.table({"USER_ID": ["a"], "user_id": ["b"], "item_id": ["x"], "timestamp": [T0]})
+    with pytest.raises(DataContractError, match=r"columns \['USER_ID', 'user_id'\] in the table differ in case"):
+        prepare(log, time_unit="s", output_dir=out)
+
+
+def test_a_train_of_queries_alone_is_refused(out):
+    log = pa.table({"user_id": ["a"] * 3, "item_id": pa.array([None, "x", "x"], pa.string()),
+                    "query": ["sofa", None, None], "timestamp": [T0, T0 + DAY, T0 + 2 * DAY]})  # fmt: skip
+    with pytest.raises(DataContractError, match="train holds queries only"):
+        prepare(log, time_unit="s", output_dir=out)
+    assert not out.exists()
 
 
 def test_items_keep_their_order_and_bad_ones_are_counted(out):

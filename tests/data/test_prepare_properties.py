@@ -81,8 +81,13 @@ def sort_key(e):
         text(e["item_id"]),
         text(e["surface"]),
         text(e["query"]),
-        e["outcomes"],
+        (e["outcomes"] is not None, e["outcomes"] or ()),
     )
+
+
+def names_of(given):
+    """A sorted set; None where nothing but unknown names was given."""
+    return None if given and not any(given) else tuple(sorted({name for name in given if name is not None}))
 
 
 def reference(rows):
@@ -96,7 +101,7 @@ def reference(rows):
             for name, t in row["pairs"]
             if t is not None and (row["timestamp"] is None or t > row["timestamp"])
         ]
-        early = tuple(sorted(name for name, t in row["pairs"] if (name, t) not in late))
+        early = names_of([name for name, t in row["pairs"] if (name, t) not in late])
         shown = {name: row[name] for name in ("user_id", "item_id", "timestamp", "surface", "order", "query")}
         base.setdefault((*shown.values(), early), ({**shown, "outcomes": early}, set()))[1].update(late)
     users = defaultdict(list)
@@ -112,8 +117,9 @@ def reference(rows):
             same = same and all(previous[name] == shown[name] for name in ("surface", "query"))
             request, previous = request + (not same), shown
             everything.append({**shown, "request_id": request})
-            everything += [{**shown, "outcomes": (name,), "timestamp": t, "request_id": request} for name, t in late]
-        everything.sort(key=lambda e: (*sort_key(e)[:5], e["request_id"], e["outcomes"]))
+            acts = [(names_of([name]), t) for name, t in late]
+            everything += [{**shown, "outcomes": names, "timestamp": t, "request_id": request} for names, t in acts]
+        everything.sort(key=lambda e: (*sort_key(e)[:5], e["request_id"], sort_key(e)[5]))
         sequences[user] = everything
     return sequences
 
@@ -144,7 +150,7 @@ def test_sequences_agree_with_plain_python(rows):
                 assert row["target_start"] == start
                 columns = ("item_id", "surface", "timestamp", "request_id", "query")
                 assert [row[name] for name in columns] == [[e[name] for e in events] for name in columns]
-                assert row["outcomes"] == [list(e["outcomes"]) for e in events]
+                assert row["outcomes"] == [e["outcomes"] if e["outcomes"] is None else [*e["outcomes"]] for e in events]
 
 
 def files_of(folder):

@@ -65,6 +65,14 @@ def history(text: str, **columns) -> dict:
     return made | columns
 
 
+def test_what_an_ignored_view_was_about_is_in_no_history():
+    queries = ["sofa", None, None]
+    (window,) = windows_of(history("a. | b+ | c+", query=queries))
+    assert QUERY_EVENT not in window["types"]
+    (window,) = windows_of(history("a+ | b+ | c+", query=queries))
+    assert window["types"].count(QUERY_EVENT) == 1
+
+
 # -- targets -----------------------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,14 @@ def test_the_evaluation_of_another_model_is_refused(folder, report, capsys):
     assert not (folder / "README.md").exists()
 
 
+def test_the_figures_of_adapters_are_not_the_bases(folder, report, tmp_path):
+    about = json.loads((report / "evaluation.json").read_text())
+    about["source"]["weights"].append("of an adapter")
+    (tmp_path / "evaluation.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="measured other weights"):
+        write_card(folder, evaluation=tmp_path / "evaluation.json")
+
+
 def test_a_foreign_file_is_no_evaluation(folder):
     with pytest.raises(ValueError, match=r"config\.json is no evaluation\.json"):
         write_card(folder, evaluation=folder / "config.json")

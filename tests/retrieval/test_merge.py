@@ -113,6 +113,15 @@ def test_round_robin_by_hand():
     assert round_robin(rows[:0], scores[:0], np.zeros(0, int), 2)[0].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("shares", [(0.9, 0.1), (0.7, 0.3), (0.5, 0.3, 0.2)])
+def test_the_first_items_of_a_long_list_divide_as_the_whole_does(shares):
+    rows = np.arange(len(shares) * 60).reshape(len(shares), 60)
+    _, _, source = round_robin(rows, np.zeros(rows.shape, np.float32), allocate_slots(np.array(shares), 60), 60)
+    for k in (5, 10, 20, 50, 60):
+        found = np.bincount(source[:k], minlength=len(shares))
+        assert (abs(found - np.array(shares) * k) < 1).all()
+
+
 @st.composite
 def ranked_lists(draw):
     q, m, k = draw(st.integers(1, 6)), draw(st.integers(1, 15)), draw(st.integers(1, 40))

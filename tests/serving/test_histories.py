@@ -110,6 +110,30 @@ def test_threads_lose_nothing(store):
     assert len(set(store.read("u")["item_id"])) == 100
 
 
+def test_a_delete_that_another_reader_holds_up_says_so(tmp_path):
+    path = tmp_path / "events.sqlite"
+    store, other = SQLiteHistories(str(path)), sqlite3.connect(path)
+    store.append([event("secret", "a", 1)])
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM events").fetchone()
+    store._writer.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(HistoryUnavailable, match="delete again"):
+        store.delete("secret")
+    other.close()
+    assert store.delete("secret") == 0
+    assert b"secret" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_another_programs_database_is_refused_untouched(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE events (what TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another program's database"):
+        SQLiteHistories(str(path))
+    assert path.read_bytes() == before
+
+
 def test_sqlite_commits_are_synced(tmp_path):
     store = SQLiteHistories(str(tmp_path / "events.sqlite"))
     assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 CARD = "README.md"
@@ -66,6 +67,10 @@ class Listing:
     @property
     def repo_type(self) -> str:
         return self.kind if self.kind in ("dataset", "space") else "model"
+
+    def may_hold(self, path: str) -> bool:
+        """Whether a folder of this kind may have a file of that name."""
+        return any(fnmatch(path, pattern) for pattern in KINDS[self.kind][1])
 
 
 def list_files(folder: str | os.PathLike[str]) -> Listing:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError
 
 from pinrec_hf.hub.card import is_local
@@ -15,6 +16,8 @@ from pinrec_hf.hub.files import CARD, SURFACE_CONFIG, Listing
 
 def push(listing: Listing, repo: str, *, private: bool | None = None, revision: str | None = None) -> CommitInfo:
     """Push the listed files as one commit, so that the repo has all of them or stays as it was.
+
+    Files that an earlier push of such a folder left, and that this one has not, go; others in the repo stay.
 
     Args:
         listing: from `list_files`; the folder must have its card.
@@ -47,7 +50,11 @@ def _commit(api: HfApi, listing: Listing, repo: str, private: bool | None, revis
     name = api.create_repo(repo, repo_type=repo_type, private=private, space_sdk=sdk, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True)
-    operations = [CommitOperationAdd(path, os.fspath(listing.folder / path)) for path in listing.sizes]
+    operations: list[Any] = [CommitOperationAdd(path, os.fspath(listing.folder / path)) for path in listing.sizes]
+    there = api.list_repo_files(name, repo_type=repo_type, revision=revision)
+    # what an earlier push left, such as parts of a longer dataset, would be read as this one's
+    old = [path for path in there if path not in listing.sizes and listing.may_hold(path)]
+    operations += map(CommitOperationDelete, old)
     with warnings.catch_warnings():  # that a model repo holds a data file: the items are part of the model
         warnings.filterwarnings("ignore", message=".*about to commit a data file")
         return api.create_commit(

@@ -204,6 +204,8 @@ class Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in HUB.objects:
                     raise Refused(400, "BadRequest", f"LFS object of {value['path']} was never uploaded")
                 tree[value["path"]] = value["oid"]
+            elif key == "deletedFile":
+                del tree[value["path"]]
             else:
                 raise Refused(400, "BadRequest", f"{key} is not implemented")
         sha = repo.commit(revision, tree, message)

@@ -42,6 +42,18 @@ PinRecModel.from_pretrained(first).push_to_hub("org/weights-only")
 metadata = HfApi().get_safetensors_metadata("org/pinrec-tiny")  # reads the header alone, by a range
 print(json.dumps([HfApi().repo_info("org/pinrec-tiny").sha, sum(metadata.parameter_count.values())]))
 """
+SHORTER = """
+import json, os, sys
+from huggingface_hub import HfApi
+from pinrec_hf.cli import main
+api, words = HfApi(), ["push", "--model", sys.argv[1], "--repo", "org/shrinking"]
+assert main(words) == 0
+api.upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.md", repo_id="org/shrinking", repo_type="dataset")
+longer = api.list_repo_files("org/shrinking", repo_type="dataset")
+os.remove(f"{sys.argv[1]}/train/part-00099.parquet")
+assert main(words) == 0
+print(json.dumps([longer, api.list_repo_files("org/shrinking", repo_type="dataset")]))
+"""
 READ = """
 import json, sys
 from pinrec_hf import PinRecRetriever
@@ -104,6 +116,15 @@ def pushed(loopback, trained, retrained, data):
     assert parameters == PinRecModel.from_pretrained(retrained).num_parameters()
     assert [line for line in loopback.get("/test/requests") if "model.safetensors bytes=0-" in line]
     return commit
+
+
+def test_what_an_earlier_push_left_goes(loopback, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "tiny")
+    main(["card", "--model", str(folder)])
+    shutil.copyfile(folder / "train" / "part-00000.parquet", folder / "train" / "part-00099.parquet")
+    longer, shorter = loopback.client(SHORTER, folder, home="author")
+    assert set(longer) - set(shorter) == {"train/part-00099.parquet"}
+    assert {"train/part-00000.parquet", "notes.md"} < set(shorter)
 
 
 def answers(folder):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.scale
 ROOT = Path(__file__).resolve().parents[2]
 FINETUNE = ROOT / "training" / "finetune.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-QUIETLY = {"config_overrides": json.dumps(QUIET), "max_steps": 6}
+QUIETLY = {"config_overrides": json.dumps(QUIET), "max_steps": 6, "per_device_train_batch_size": 4}
 
 
 def launched(script: Path, *args: str) -> list[str]:
@@ -42,7 +42,7 @@ def run_two(script: Path, *args: str) -> None:
 def one(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process trains."""
     output = tmp_path_factory.mktemp("one") / "model"
-    done = run(*arguments(tiny_data, output, **QUIETLY, per_device_train_batch_size=8))
+    done = run(*arguments(tiny_data, output, **{**QUIETLY, "per_device_train_batch_size": 8}))
     assert done.returncode == 0, done.stderr[-3000:]
     return output
 

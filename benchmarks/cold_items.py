@@ -21,11 +21,12 @@ from runs import run_script
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
-from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, seen_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.eligible import seen_rows
 from pinrec_hf.retrieval.pretrained import load_pretrained
 
 BOOSTS = [step / 4 for step in range(13)]

@@ -21,11 +21,12 @@ from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
 from pinrec_hf.evaluation.frontier import MMRRanker
 from pinrec_hf.evaluation.online_walk import OnlineWorld
 from pinrec_hf.evaluation.popularity import DecayedPopularity, best_popularity
-from pinrec_hf.evaluation.protocol import Requests, load_requests, seen_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.evaluation.response_model import ResponseModel
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.eligible import seen_rows
 from pinrec_hf.retrieval.merge import allocate_slots, round_robin
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 from pinrec_hf.training import finetune, pretrain

@@ -161,8 +161,9 @@ class PinRecGeneration(nn.Module):
                 chosen = (shares * step - fed_counts).argmax(1, keepdim=True)
             else:
                 # one draw for all rows, so that a request's outcomes do not depend on what shares its batch
-                drawn = torch.rand((), device=device, generator=generator) * shares.sum(1, keepdim=True)
-                chosen = (shares.cumsum(1) <= drawn).sum(1, keepdim=True)
+                edges = shares.cumsum(1)
+                drawn = torch.rand((), device=device, generator=generator) * edges[:, -1:]
+                chosen = (edges[:, :-1] <= drawn).sum(1, keepdim=True)
             fed_counts.scatter_add_(1, chosen, torch.ones_like(shares[:, :1]))
             now = chosen * len(offsets) + list(offsets).index(0)
             embedding = output.embeddings.gather(1, now[..., None].expand(-1, -1, output.embeddings.shape[-1]))

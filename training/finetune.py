@@ -67,9 +67,9 @@ def prepare_finetuning(
         ValueError: a surface that the base does not know or that has no target, a budget that divides nothing, LoRA
             without a surface or together with an unfrozen item encoder, or a base that is damaged.
     """
-    if args.lora and args.surface is None:
-        raise ValueError("--lora writes an adapter of one surface: name it by --surface, or leave out --lora")
-    if args.lora and args.surface is not None:
+    if args.lora:
+        if args.surface is None:
+            raise ValueError("--lora writes an adapter of one surface: name it by --surface, or leave out --lora")
         check_adapter_name(args.surface)
     if args.lora and args.unfreeze_item_encoder:
         raise ValueError("--lora leaves the item encoder alone: leave out --unfreeze_item_encoder, or --lora")

@@ -21,8 +21,9 @@ from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.evaluation.evaluate import Evaluation, evaluate
 from pinrec_hf.evaluation.events import UNKNOWN_TIME, encode, flatten_events, iter_split
 from pinrec_hf.evaluation.metrics import recall_at_k, target_ranks
-from pinrec_hf.evaluation.protocol import Requests, load_requests, seen_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.eligible import seen_rows
 
 SCOPES = ("global", "surface", "surface_outcome")
 HOUR, DAY = 3600.0, 86400.0

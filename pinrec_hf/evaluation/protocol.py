@@ -7,7 +7,7 @@ user has not acted on before. What is dropped is counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -269,19 +269,6 @@ def only_targets(requests: Requests, kept: np.ndarray) -> Requests:
         outcomes=[requests.outcomes[i] for i in places.tolist()],
         history_length=requests.history_length[kept],
     )
-
-
-def seen_rows(request: Mapping[str, Any], catalogue: Catalogue) -> np.ndarray:
-    """Catalogue rows that no ranker may offer: what the request's user acted on, either way, and the subject item.
-
-    int64, ascending, each once.
-
-    What was merely shown is not seen; items that the catalogue lacks are left out.
-    """
-    history, subject = request["history"], request.get("context_item_id")
-    acted = [i for i, names in zip(history["item_id"], history["outcomes"], strict=True) if names is None or len(names)]
-    rows = np.unique(catalogue.rows(acted if subject is None else [*acted, subject]))
-    return rows[rows >= 0]
 
 
 def count_items(data_dir: str | Path, catalogue: Catalogue, negative_outcomes: Sequence[str]) -> np.ndarray:

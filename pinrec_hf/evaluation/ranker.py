@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from pinrec_hf.evaluation.baselines import ARCHITECTURES
-from pinrec_hf.evaluation.protocol import seen_rows
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.retrieval.eligible import seen_rows
 from pinrec_hf.retrieval.encode import encode_items, encode_requests
 from pinrec_hf.retrieval.pretrained import best_device, load_pretrained, saved_class
 from pinrec_hf.retrieval.retriever import PinRecRetriever

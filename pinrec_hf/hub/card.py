@@ -61,8 +61,8 @@ def write_card(
     if evaluation is not None:
         report = read_evaluation(evaluation)
         measured = report.source.get("weights", [])  # of the base, then of the adapters that answered for surfaces
-        alone = measured[:1] if len(measured) == 1 else measured[1:] if listing.kind == "adapter" else []
-        if listing.kind == "dataset" or weights_hash(root) not in alone:
+        own = {"adapter": measured[1:], "model": measured if len(measured) == 1 else []}.get(listing.kind, [])
+        if not own or weights_hash(root) not in own:
             raise ValueError(f"{evaluation} measured other weights than those in {root}: evaluate this model again")
     name = root.resolve().name
     facts: dict[str, Any] = {"name": name, "repo": repo or name, "missing": MISSING}

@@ -11,13 +11,17 @@ from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.item_table import ItemTable
 
 
-def seen_rows(history: Mapping[str, Sequence], catalogue: Catalogue) -> np.ndarray:
-    """Catalogue rows that a user acted on, either way: int64, ascending, each once.
+def seen_rows(request: Mapping[str, Any], catalogue: Catalogue) -> np.ndarray:
+    """Catalogue rows that no ranker may offer: what the request's user acted on, either way, and the subject item.
 
     What was merely shown is not seen. As in the tokenizer, every event counts as acted on without `outcomes`, and so
     does one whose outcome is unknown (`None`).
+
+    Returns:
+        int64, ascending, each once; items that the catalogue lacks are left out.
     """
-    rows = np.unique(catalogue.rows(_acted_on(history)))
+    subject = request.get("context_item_id")
+    rows = np.unique(catalogue.rows([*_acted_on(request["history"]), *([] if subject is None else [subject])]))
     return rows[rows >= 0]
 
 

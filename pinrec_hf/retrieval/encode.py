@@ -191,9 +191,6 @@ def _batches(
         model.eval()
     adapted = surface_adapters(model)
     # neighbours of similar length share a batch, so that little of it is padding
-    for i, request in enumerate(requests):
-        if not isinstance(request.get("history"), Mapping):
-            raise ValueError(f"request {i} has no `history`; give a dict of columns, {{}} for a user without any")
     items = [request["history"].get("item_id") for request in requests]
     lengths = np.array([0 if ids is None else len(ids) for ids in items])
     lengths = np.minimum(lengths, tokenizer.model_max_length) + 1  # a start event goes before each

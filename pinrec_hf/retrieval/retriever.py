@@ -31,13 +31,12 @@ from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
 from pinrec_hf.retrieval.pretrained import check_belongs, find_folder, load_pretrained
-from pinrec_hf.retrieval.users import REQUEST_COLUMNS
+from pinrec_hf.retrieval.request import check_fields, list_each, one_each
 
 SIMILAR = 0.9
 """Embeddings of one request and outcome with a higher cosine than this are one (PinRec v4, section 3.4)."""
 
 REQUESTS_AT_ONCE = 512
-REQUEST_FIELDS = frozenset({"history", "k", "user_id", *REQUEST_COLUMNS})
 Request = Mapping[str, Any]
 
 
@@ -218,22 +217,19 @@ class PinRecRetriever:
         """
         k = _checked_k(k)
         histories = [histories] if isinstance(histories, Mapping) else list(histories)
-        for i, history in enumerate(histories):
-            if not isinstance(history, Mapping):
-                raise ValueError(f"history {i} is {history!r}; give a dict of columns, {{}} for a user without any")
         for name, value in (("exclude", exclude), ("request_features", request_features)):
             if isinstance(value, str | int):
                 raise ValueError(f"{name} is {value!r}; give a list")
         fields: dict[str, list[Any]] = {
-            "surface": _one_each("surface", surface, len(histories)),
-            "timestamp": _one_each("timestamp", timestamp, len(histories)),
-            "query": _one_each("query", query, len(histories)),
-            "context_item_id": _one_each("context_item_id", context_item_id, len(histories)),
-            "outcome_budget": _one_each("outcome_budget", outcome_budget, len(histories)),
-            "filters": _one_each("filters", filters, len(histories)),
-            "exclude": _list_each("exclude", exclude, len(histories)),
-            "query_embedding": _list_each("query_embedding", query_embedding, len(histories)),
-            "request_features": _list_each("request_features", request_features, len(histories)),
+            "surface": one_each("surface", surface, len(histories)),
+            "timestamp": one_each("timestamp", timestamp, len(histories)),
+            "query": one_each("query", query, len(histories)),
+            "context_item_id": one_each("context_item_id", context_item_id, len(histories)),
+            "outcome_budget": one_each("outcome_budget", outcome_budget, len(histories)),
+            "filters": one_each("filters", filters, len(histories)),
+            "exclude": list_each("exclude", exclude, len(histories)),
+            "query_embedding": list_each("query_embedding", query_embedding, len(histories)),
+            "request_features": list_each("request_features", request_features, len(histories)),
         }
         requests = [
             {"history": history, "num_steps": num_steps, **{name: values[i] for name, values in fields.items()}}
@@ -248,9 +244,7 @@ class PinRecRetriever:
             ValueError: as `recommend`.
         """
         k = _checked_k(k)
-        for i, request in enumerate(requests):
-            if unknown := sorted(set(request) - REQUEST_FIELDS, key=str):
-                raise ValueError(f"request {i} has fields {unknown}; the known ones are {sorted(REQUEST_FIELDS)}")
+        check_fields(requests)
         depth = min(k, max(1, len(self.index)))
         rows = np.full((len(requests), k), -1, np.int64)
         scores = np.full((len(requests), k), -np.inf, np.float32)
@@ -391,19 +385,3 @@ def _checked_k(k: Any) -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k is {k!r}; ask for a whole number of items, at least 1")
     return int(k)
-
-
-def _one_each(name: str, value: Any, n: int) -> list[Any]:
-    if not isinstance(value, list | tuple | np.ndarray):
-        return [value] * n
-    if len(value) != n:
-        raise ValueError(f"{name} has {len(value)} entries for {n} histories; give one for all, or one each")
-    return list(value)
-
-
-def _list_each(name: str, value: Any, n: int) -> list[Any]:
-    """One list for all, or a list of one (or None) each."""
-    values = None if value is None else list(value)
-    if not values or (values[0] is not None and (np.ndim(values[0]) == 0 and not isinstance(values[0], set))):
-        return [values] * n
-    return _one_each(name, values, n)

@@ -17,19 +17,7 @@ import pyarrow.parquet as pq
 from pinrec_hf.data.dataset_folder import read_metadata
 from pinrec_hf.modeling.events_pinrec import HISTORY_COLUMNS
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
-
-REQUEST_COLUMNS = (
-    "surface",
-    "timestamp",
-    "query",
-    "query_embedding",
-    "context_item_id",
-    "request_features",
-    "outcome_budget",
-    "num_steps",
-    "exclude",
-    "filters",
-)
+from pinrec_hf.retrieval.request import REQUEST_COLUMNS
 
 
 class UserFiles:

@@ -11,7 +11,7 @@ from pinrec_hf.data.simulator import simulate
 from pinrec_hf.data.simulator.log import log_blocks
 from pinrec_hf.data.simulator.walk import fitted_policy
 from pinrec_hf.evaluation.online_walk import OnlineWorld, _Online
-from pinrec_hf.evaluation.protocol import seen_rows
+from pinrec_hf.retrieval.eligible import seen_rows
 
 
 class Anything:

@@ -10,8 +10,9 @@ from pinrec_hf.data.dataset_folder import build_catalogue
 from pinrec_hf.data.public import prepare_public
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.popularity import DecayedPopularity, PositiveLog, best_popularity
-from pinrec_hf.evaluation.protocol import load_requests, seen_rows
+from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.eligible import seen_rows
 
 
 def count_by_hand(users, request, *, upto, half_life, scope):

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pinrec_hf.data.dataset_folder import build_catalogue
-from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, requests_from_rows, seen_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, requests_from_rows
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
+from pinrec_hf.retrieval.eligible import seen_rows
 
 
 def event(item, time, *outcomes, **more):

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from pinrec_hf.evaluation.protocol import load_requests, seen_rows
+from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
+from pinrec_hf.retrieval.eligible import seen_rows
 from tests.conftest import tiny_config
 
 

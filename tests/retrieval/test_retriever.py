@@ -222,7 +222,7 @@ def test_a_request_that_asks_for_more_embeddings_than_others(retriever):
         ({"exclude": "p1"}, "exclude is 'p1'; give a list"),
         ({"filters": "market=de"}, "filters are 'market=de'; give a dict"),
         ({"filter": {"market": "de"}}, r"request 0 has fields \['filter'\]"),
-        ({"history": None}, "request 0 has no `history`"),
+        ({"history": None}, "history 0 is None"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(retriever, fields, message):

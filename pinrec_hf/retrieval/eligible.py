@@ -54,19 +54,20 @@ class Eligibility:
         Raises:
             ValueError: ids of another type than the catalogue's, or `exclude` is no list.
         """
-        # what was acted on is looked up for all at once: a look-up has a price of its own
-        acted_on = [_acted_on(request.get("history") or {}) for request in requests]
-        found = self.catalogue.rows([item for items in acted_on for item in items])
-        ends = np.cumsum([len(items) for items in acted_on])
-        excluded = []
-        for request, seen in zip(requests, np.split(found, ends)[:-1], strict=True):
+        others = []
+        for request in requests:
             exclude, subject = request.get("exclude"), request.get("context_item_id")
             if isinstance(exclude, str | int):
                 raise ValueError(f"exclude is {exclude!r}; give a list of item ids")
-            others = [*([] if exclude is None else exclude), *([] if subject is None else [subject])]
-            rows = np.unique(np.concatenate([seen, self.catalogue.rows(others)]) if others else seen)
-            excluded.append(rows[rows >= 0])
-        return excluded
+            others.append([*([] if exclude is None else exclude), *([] if subject is None else [subject])])
+        acted_on = self._rows_each([_acted_on(request.get("history") or {}) for request in requests])
+        excluded = map(np.unique, map(np.concatenate, zip(acted_on, self._rows_each(others), strict=True)))
+        return [rows[rows >= 0] for rows in excluded]
+
+    def _rows_each(self, lists: Sequence[list[Any]]) -> list[np.ndarray]:
+        """Catalogue rows of each list, looked up for all at once: a look-up has a price of its own."""
+        rows = self.catalogue.rows([item for items in lists for item in items])
+        return np.split(rows, np.cumsum([len(items) for items in lists]))[:-1]
 
     def key(self, request: Mapping[str, Any]) -> Hashable:
         """Equal for requests that share a mask; `(None, None, ())` where all items may come.

@@ -6,8 +6,6 @@ one outcome (Multi-Embedding Retrieval, arXiv 2506.23060), so each embedding own
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
 
@@ -27,11 +25,12 @@ def allocate_slots(weights: np.ndarray, k: int, kinds: np.ndarray | None = None)
     """
     weights = np.asarray(weights, dtype=np.float64)
     if kinds is not None:
-        _, first, kind = np.unique(kinds, return_index=True, return_inverse=True)
-        order, slots = np.argsort(first), np.zeros(len(weights), np.int64)
-        for one, own in zip(order, allocate_slots(np.bincount(kind, weights)[order], k).tolist(), strict=True):
-            if own:
-                slots[kind == one] = allocate_slots(weights[kind == one], own)
+        names = list(dict.fromkeys(kinds.tolist()))
+        own = [kinds == name for name in names]
+        slots = np.zeros(len(weights), np.int64)
+        for queries, share in zip(own, allocate_slots(np.array([weights[q].sum() for q in own]), k), strict=True):
+            if share:
+                slots[queries] = share if queries.sum() == 1 else allocate_slots(weights[queries], share)
         return slots
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1 item")
@@ -108,16 +107,15 @@ def round_robin(
     lists = [enumerate(ranked) for ranked in rows.tolist()]
     taken: dict[int, tuple[int, int]] = {}  # row -> query, rank
     for budget in (slots.tolist(), [k] * len(lists)):
-        turns = [(0.5 / own, query, 1) for query, own in enumerate(budget) if own > 0]  # when, whose, which of its own
-        heapq.heapify(turns)
-        while turns and len(taken) < k:
-            _, query, turn = heapq.heappop(turns)
+        if len(taken) == k:
+            break
+        for _, query in sorted(((turn + 0.5) / own, query) for query, own in enumerate(budget) for turn in range(own)):
             # the iterator of a list goes on where its last turn ended
             new = next(((rank, row) for rank, row in lists[query] if row >= 0 and row not in taken), None)
             if new is not None:
                 taken[new[1]] = (query, new[0])
-                if turn < budget[query]:
-                    heapq.heappush(turns, ((turn + 0.5) / budget[query], query, turn + 1))
+                if len(taken) == k:
+                    break
     merged = np.full(k, -1, dtype=np.int64)
     merged_scores = np.full(k, -np.inf, dtype=np.float32)
     source = np.full(k, -1, dtype=np.int64)

@@ -34,7 +34,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "item_id": Column("id", required=True),
         "timestamp": Column("time", required=True),
         "surface": Column("string"),
-        "outcomes": Column("strings"),
+        "outcomes": Column("names"),
         "outcome_timestamps": Column("times"),
         "order": Column("number"),
         "request_id": Column("id"),
@@ -58,6 +58,7 @@ KINDS = {
     "id": "a string or an integer",
     "string": "a string",
     "strings": "a list of strings",
+    "names": "a list of strings, or a string",
     "time": "a timestamp, a date or an integer (with time_unit)",
     "times": "a list of timestamps, dates or integers (with time_unit)",
     "integer": "an integer",
@@ -72,15 +73,16 @@ EARLIEST = int(datetime(1980, 1, 1, tzinfo=UTC).timestamp())
 LATEST = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def _element(kind: pa.DataType) -> pa.DataType | None:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
     return kind.value_type if any(check(kind) for check in lists) else None
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Whether values of this type are text, also as a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def is_time_of_integers(kind: pa.DataType) -> bool:
@@ -93,6 +95,8 @@ def _fits(kind: pa.DataType, wanted: str) -> bool:
     if pa.types.is_null(kind):  # a column of nulls only: legal wherever a null is
         return True
     element = _element(kind)
+    if wanted == "names":
+        return is_string(kind) or _fits(kind, "strings")
     if wanted in ("strings", "times", "vector"):
         if element is None:
             return False
@@ -102,8 +106,8 @@ def _fits(kind: pa.DataType, wanted: str) -> bool:
         times = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_integer, pa.types.is_floating)
         return any(check(kind) for check in times)
     return {
-        "id": _is_string(kind) or pa.types.is_integer(kind),
-        "string": _is_string(kind),
+        "id": is_string(kind) or pa.types.is_integer(kind),
+        "string": is_string(kind),
         "integer": pa.types.is_integer(kind),
         "number": pa.types.is_integer(kind) or pa.types.is_floating(kind),
     }[wanted]

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinrec_hf.data.contract import TABLES, DataContractError, is_time_of_integers, match_columns
+from pinrec_hf.data.contract import TABLES, DataContractError, is_string, is_time_of_integers, match_columns
 
 Input = Any  # a path or glob, several of them, a pyarrow Table or RecordBatchReader, or a datasets.Dataset
 Micros = Callable[[pa.DataType, str], str]  # SQL for a timestamp's microseconds since epoch
@@ -77,7 +77,9 @@ def _cast(source: Source, name: str, micros: Micros) -> str:
             return f"{column}::{'BIGINT' if pa.types.is_integer(kind) else 'VARCHAR'}"
         case "string":
             return f"{column}::VARCHAR"
-        case "strings":
+        case "names" if is_string(kind):
+            return f"[{column}::VARCHAR]"
+        case "strings" | "names":
             return f"{column}::VARCHAR[]"
         case "time":
             return _times(kind, column, micros)

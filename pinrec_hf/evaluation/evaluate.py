@@ -133,7 +133,8 @@ def evaluate(
             total slots.
         requests: from `load_requests`.
         catalogue: the catalogue whose rows the ranker returns.
-        ks: depths. NDCG and MRR are at the smallest, which is also where diversity is measured.
+        ks: depths; one beyond the catalogue is a list of all of it. NDCG and MRR are at the smallest, which is also
+            where diversity is measured.
         name: the system's name; None = the ranker's `name`, or its class's.
         item_vectors: float (items, d) for intra-list diversity; the catalogue's content vectors if None.
             Without either, diversity is left out.
@@ -143,14 +144,15 @@ def evaluate(
         resamples, seed: of the bootstrap over users.
 
     Raises:
-        ValueError: a k below 1 or above the catalogue, categories of another number of items, or a ranker that
+        ValueError: no k or one below 1, categories of another number of items, or a ranker that
             breaks its contract (shape, rows, doubles).
     """
     if categories is not None and np.shape(categories) != (len(catalogue),):
         raise ValueError(f"categories {np.shape(categories)}: give one code for each of {len(catalogue)} items")
     ks = tuple(sorted(set(ks)))
-    if not ks or ks[0] < 1 or ks[-1] > len(catalogue):
-        raise ValueError(f"ks is {ks}: each k must lie between 1 and the catalogue's size, {len(catalogue)}")
+    if not ks or ks[0] < 1:
+        raise ValueError(f"ks is {ks}: give one k or more, each at least 1")
+    depth = min(ks[-1], len(catalogue))
     name = str(name or getattr(ranker, "name", type(ranker).__name__))
     head = head_items(requests.item_counts)
     lists: list[np.ndarray] = []
@@ -160,12 +162,12 @@ def evaluate(
     embeddings = 1
     with tqdm(total=len(requests), desc=f"evaluating {name}", unit="request", disable=not progress) as bar:
         for batch, index, rows in _batches(requests, batch_size):
-            ranked = checked_ranking(ranker.rank(batch, ks[-1]), (len(batch), ks[-1]), len(catalogue), name)
+            ranked = checked_ranking(ranker.rank(batch, depth), (len(batch), depth), len(catalogue), name)
             lists.append(ranked)
             ranks.append(target_ranks(ranked, index, rows))
             diversity.append(_diversity(ranked[:, : ks[0]], catalogue, item_vectors))
             if isinstance(ranker, EmbeddingRanker):
-                each = np.asarray(ranker.rank_each(batch, ks[-1]))
+                each = np.asarray(ranker.rank_each(batch, depth))
                 embeddings = each.shape[1]
                 embedding_ranks.append(unordered_ranks(each, index, rows))
             bar.update(len(batch))

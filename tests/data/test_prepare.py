@@ -235,6 +235,13 @@ def test_outcomes_become_sets_and_null_stays_unknown(out):
     assert read(out, "train")["a"]["outcomes"] == [["click", "save"], None]
 
 
+def test_a_string_is_a_list_of_one_outcome(out):
+    names = pa.array(["save", None, "click", *["save"] * len(FILLER)]).dictionary_encode()
+    log = make_log([("a", item, "home", second, []) for second, item in enumerate("xyz")] + FILLER)
+    prepare(log.set_column(4, "outcomes", names), output_dir=out, time_unit="s")
+    assert read(out, "train")["a"]["outcomes"] == [["save"], None, ["click"]]
+
+
 def test_optional_columns_are_kept(out):
     events = [("a", "x", "related", 0, ["save"]), ("a", "y", "related", 1, [])]
     given = {

@@ -87,7 +87,7 @@ def test_columns(out):
         r"'timestamp' is missing; the columns present are \['user_id'",
         good_log().drop_columns("timestamp"),
     )
-    refuse(out, "outcomes.*must be a list of strings", good_log(outcomes=["save"] * 3))
+    refuse(out, "outcomes.*must be a list of strings", good_log(outcomes=[1] * 3))
     refuse(out, "no table has 'uid'", columns={"user_id": "uid"})
     refuse(out, "needs the column outcomes", good_log(outcome_timestamps=[[T0]] * 3).drop_columns("outcomes"))
     refuse(out, "an entry for each.*'row': 1", good_log(outcome_timestamps=[[T0], [], [T0]]))

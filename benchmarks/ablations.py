@@ -41,7 +41,8 @@ def write_ablations() -> None:
             "",
         ]
         lines += told(row["value"])
-        lines += ["", f"`{row['command']}`, seeds {row['seed']}, commit `{row['commit'][:7]}`."]
+        commits = ", ".join(f"`{commit[:7]}`" for commit in row["commit"].split(", "))
+        lines += ["", f"`{row['command']}`, seeds {row['seed']}, commit {commits}."]
     (ROOT / "docs" / "ablations.md").write_text("\n".join(lines) + "\n")
 
 

@@ -95,19 +95,31 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def commit() -> str:
+    """Of the code that runs, `-dirty` where it differs from the commit."""
+    code = ("pinrec_hf", "modeling", "training", "benchmarks", ":!benchmarks/results")
+    head, changes = (
+        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", *code))
+    )
+    return head + "-dirty" * bool(changes)
+
+
 def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
-    """Puts rows into benchmarks/results/<results>.json, in the place of those that make the same claim."""
+    """Puts rows into benchmarks/results/<results>.json, in the place of those that make the same claim.
+
+    A row may bring its own `commit`, where its figures were measured before.
+    """
     path = RESULTS / f"{results}.json"
     old = json.loads(path.read_text()) if path.exists() else []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     packages = ("torch", "transformers", "datasets", "accelerate", "peft", "faiss-cpu", "duckdb")
     about = {
         "command": "python " + " ".join([os.path.relpath(os.path.realpath(sys.argv[0]), ROOT), *sys.argv[1:]]),
         "seed": seeds,
-        "commit": commit.strip(),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-    new = [{**row, **about} for row in rows]
+    new = [{**about, **row} for row in rows]
     claims = {row["claim"] for row in new}
     write_json(path, [row for row in old if row["claim"] not in claims] + new)
     for row in new:

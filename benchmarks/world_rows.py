@@ -23,6 +23,10 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
             "worlds": gains,
         }
 
+    def made(section: str, claim: str, target: str, value: Any, met: bool) -> dict[str, Any]:
+        commits = {world["commits"][section] for world in (*found.values(), *null.values())}
+        return {**row(claim, target, value, met), "commit": ", ".join(sorted(commits))}
+
     rows = []
     for peer in ("pretrained", "all-surface"):
         value: dict[str, Any] = {
@@ -31,18 +35,23 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
         value["null world: identical surfaces"] = at(
             null["identical_surfaces"], "finetuning", f"full against {peer}", "all"
         )
-        met = max(value[kind]["worlds above 0"] for kind in ("full", "adapters")) >= needed
+        met = value["full"]["worlds above 0"] >= needed
         if peer == "all-surface":
             gone = null["identical_surfaces"]["finetuning"]["full against all-surface"]["all"]
             met = met and gone["low"] >= -2 and gone["high"] <= 2
         rows.append(
-            row(
-                f"simulator: finetuned per surface over {peer}, recall@10", f"above 0 in >= {needed} worlds", value, met
+            made(
+                "finetuning",
+                f"simulator: finetuned per surface over {peer}, recall@10",
+                f"above 0 in >= {needed} worlds",
+                value,
+                met,
             )
         )
     apart = {s: holding("finetuning", "adapters against apart", s) for s in ("all", "homefeed", "search", "related")}
     rows.append(
-        row(
+        made(
+            "finetuning",
             "simulator: one model with three adapters against three trained apart",
             "at least as good on each surface",
             apart,
@@ -53,7 +62,8 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
     one_taste = null["one_taste"]["outcomes"]["beyond popularity"]
     above = sum(b["low"] > 0 for b in beyond.values())
     rows.append(
-        row(
+        made(
+            "outcomes",
             "simulator: outcome control beyond popularity's, condition x outcome at equal slots",
             f"diagonal above 0 in >= {needed} worlds; gone in the world of one taste",
             {"worlds above 0": above, "worlds": beyond, "null world: one taste": one_taste},
@@ -61,11 +71,12 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
         )
     )
     dials = {seed: world["online"]["dial: saves and clicks a request"] for seed, world in found.items()}
-    rows.append(dial_row(dials, needed))
+    rows.append(made("online", *dial_row(dials, needed).values()))
     several = {f"over {peer}": holding("steps", f"against {peer}") for peer in ("one", "one + MMR", "noise copies")}
     gone = null["no_drift"]["steps"]["against one"]
     rows.append(
-        row(
+        made(
+            "steps",
             "simulator: several steps against one, next 10 positives, equal total slots",
             f"above 0 in >= {needed} worlds; gone without drift",
             {**several, "null world: no drift": gone},
@@ -75,7 +86,8 @@ def world_rows(found: dict[int, dict[str, Any]], null: dict[str, dict[str, Any]]
     search = holding("online", "saves against two-tower", "search")
     reached = sum(g["percent"] >= 4 and g["low"] > 0 for g in search["worlds"].values())
     rows.append(
-        row(
+        made(
+            "online",
             "simulator: search saves, PinRec against two-tower, online test",
             f">= +4 % in >= {needed} worlds",
             {**search, "all surfaces": holding("online", "saves against two-tower", "all"), "worlds at +4 %": reached},

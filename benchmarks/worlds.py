@@ -1,17 +1,18 @@
-"""One simulated world: trained, finetuned, controlled, and tested online; its figures are one JSON file."""
+"""One simulated world: trained, finetuned, controlled, and tested online; its figures stand in worlds.json."""
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from apart import OwnHistory, one_surface
 from peft import PeftModel
-from runs import RESULTS, gain, read_plan, write_json
+from runs import RESULTS, commit, gain, read_plan, write_json
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.simulator import OUTCOMES, SURFACES, simulate
@@ -39,27 +40,41 @@ from pinrec_hf.training.arguments import (
 )
 
 PLAN = read_plan("surfaces")["worlds"]
-MEASURED = {name: PLAN[name] for name in ("rows", "test_days", "candidates", "config", "pretrain", "finetune")}
-"""What a world's figures depend on, besides its kind and seed."""
+BASE = ("rows", "test_days", "config", "pretrain")
+SECTIONS = {
+    "finetuning": (*BASE, "finetune", "apart"),
+    "outcomes": BASE,
+    "steps": (*BASE, "ladder", "trade_offs"),
+    "online": (*BASE, "candidates"),
+}
+"""What of the plan a section's figures depend on, besides the world's kind and seed; each is a method of `World`."""
 POSITIVE = ("save", "click")
-STEPS = (2, 4, 8, 16)
 DIAL = tuple({"save": share, "click": 1 - share} for share in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def run_world(kind: str, seed: int) -> dict[str, Any]:
-    """The figures of a world, measured unless worlds.json has them from the same plan."""
+    """The figures of a world by section, and `commits`, by section too; those that worlds.json has of the same plan are
+    not measured again."""
     path = RESULTS / "worlds.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("plan") != MEASURED:
-        known = {"plan": MEASURED, "worlds": {}}
-    name = f"{kind}-{seed}"
-    if name not in known["worlds"]:
-        start = time.time()
+    known = json.loads(path.read_text()) if path.exists() else {"plans": {}, "worlds": {}}
+    for section, names in SECTIONS.items():
+        plan = {name: PLAN[name] for name in names}
+        if known["plans"].get(section) != plan:
+            known["plans"][section] = plan
+            for world in known["worlds"].values():
+                world.pop(section, None)
+    own = known["worlds"].setdefault(f"{kind}-{seed}", {})
+    todo = [section for section in SECTIONS if section not in own]
+    if todo:
         with tempfile.TemporaryDirectory() as scratch:
-            figures = World(Path(scratch), kind, seed).figures()
-        known["worlds"][name] = {**figures, "seconds": round(time.time() - start)}
-        write_json(path, known)
-    return known["worlds"][name]  # type: ignore[no-any-return]
+            world = World(Path(scratch), kind, seed)
+            for section in todo:
+                start = time.time()
+                figures = getattr(world, section)()
+                own[section] = {"commit": commit(), "seconds": round(time.time() - start), "figures": figures}
+                write_json(path, known)
+    commits = {section: own[section]["commit"] for section in SECTIONS}
+    return {**{section: own[section]["figures"] for section in SECTIONS}, "commits": commits}
 
 
 class BySurface:
@@ -69,7 +84,7 @@ class BySurface:
         self.rankers = rankers
 
     def rank(self, requests: Sequence[dict[str, Any]], k: int) -> np.ndarray:
-        ranked = np.empty((len(requests), k), np.int64)
+        ranked = np.full((len(requests), k), -1, np.int64)
         for surface, ranker in self.rankers.items():
             own = [i for i, request in enumerate(requests) if request["surface"] == surface]
             if own:
@@ -153,15 +168,17 @@ class World:
     def only(self, surface: str) -> Path:
         return one_surface(self.data, surface, self.folder / f"data-{surface}")
 
-    def pretrained(self, architecture: str, data: Path) -> tuple[PinRecModel, PinRecTokenizer]:
+    def pretrained(self, architecture: str, data: Path, stage: str = "pretrain") -> tuple[PinRecModel, PinRecTokenizer]:
         data_args = DataArguments(data=str(data))
         model_args = ModelArguments(architecture=architecture, config_overrides=json.dumps(PLAN["config"]))
-        training_args = PinRecTrainingArguments(**self.training("pretrain"))
+        training_args = PinRecTrainingArguments(**self.training(stage))
         run = pretrain.prepare_pretraining(data_args, model_args, training_args)
         return pretrain.train(run, data_args, training_args).model.eval(), run.tokenizer
 
     def finetuned(self, surface: str | None, lora: bool) -> ModelRanker:
         if not (self.folder / "base").exists():
+            # the full one, which so small a catalogue is pretrained by, has every impression as a negative anyway
+            self.model.config.softmax = "sampled"
             pretrain.save_model(self.model, self.tokenizer, self.folder / "base")
         data_args = DataArguments(data=str(self.data))
         args = FinetuningArguments(model=str(self.folder / "base"), surface=surface, lora=lora)
@@ -179,6 +196,7 @@ class World:
             **PLAN[stage],
         }  # fmt: skip
 
+    @cached_property
     def popularity(self) -> DecayedPopularity:
         """Decayed popularity per surface and outcome, which knows a dial; the best half-life on validation."""
         best = best_popularity(self.data, self.tokenizer.catalogue, requests=self.requests, progress=False)
@@ -191,23 +209,15 @@ class World:
         wanted = requests or self.requests
         return evaluate(ranker, wanted, self.tokenizer.catalogue, name="", progress=False, resamples=500)
 
-    def figures(self) -> dict[str, Any]:
-        """Everything that docs/ablations.md tells of a world."""
-        sections: dict[str, Callable[[], Any]] = {
-            "finetuning": self.finetuning,
-            "outcomes": self.outcomes,
-            "steps": self.steps,
-            "online": self.online,
-        }
-        found = {"world": self.kind, "seed": self.seed, "recall@10": self.base.metrics["recall@10"].value}
-        return {**found, **{name: section() for name, section in sections.items()}}
-
     def finetuning(self) -> dict[str, Any]:
-        """Per surface against pretraining, all-surface finetuning with equal updates, and models trained apart."""
+        """Per surface against pretraining, all-surface finetuning with equal updates, and models trained apart, for as
+        many epochs on their surface as the base and its adapter together."""
         full = self.measured(BySurface({s: self.finetuned(s, lora=False) for s in SURFACES}))
         lora = self.measured(BySurface({s: self.finetuned(s, lora=True) for s in SURFACES}))
         together = self.measured(self.finetuned(None, lora=False))
-        apart = self.measured(BySurface({s: OwnHistory(*self.pretrained("pinrec", self.only(s))) for s in SURFACES}))
+        apart = self.measured(
+            BySurface({s: OwnHistory(*self.pretrained("pinrec", self.only(s), "apart")) for s in SURFACES})
+        )
         pairs = {
             "full against pretrained": (full, self.base),
             "full against all-surface": (full, together),
@@ -228,8 +238,7 @@ class World:
         by: dict[str | None, Evaluation] = {
             c: self.measured(ModelRanker(self.model, self.tokenizer, outcome=c)) for c in (*POSITIVE, None)
         }
-        popularity = self.popularity()
-        plain = {c: self.measured(_Asking(popularity, {c: 1.0})) for c in POSITIVE}
+        plain = {c: self.measured(_Asking(self.popularity, {c: 1.0})) for c in POSITIVE}
         return {
             "matrix": {f"{o} under {c or 'none'}": _recall(e, o) for c, e in by.items() for o in POSITIVE},
             "popularity": {f"{o} under {c}": _recall(e, o) for c, e in plain.items() for o in POSITIVE},
@@ -246,11 +255,13 @@ class World:
         validation = next_requests(load_requests(self.data, "validation", self.tokenizer.catalogue))
         test = next_requests(self.requests)
         one, ranker = Slots(retriever, 1), ModelRanker(self.model, self.tokenizer)
-        ladder = {n: self.measured(Slots(retriever, n), validation).metrics["user_recall@10"].value for n in STEPS}
+        ladder = {
+            n: self.measured(Slots(retriever, n), validation).metrics["user_recall@10"].value for n in PLAN["ladder"]
+        }
         best = max(ladder, key=lambda n: ladder[n])
         noise = step_spread(retriever, validation, best)
         peers = {"one": one, "noise copies": Slots(retriever, best, noise)}
-        mmr = {t: MMRRanker(ranker, t) for t in (0.9, 0.7, 0.5)}
+        mmr = {t: MMRRanker(ranker, t) for t in PLAN["trade_offs"]}
         peers["one + MMR"] = max(
             mmr.values(), key=lambda r: self.measured(r, validation).metrics["user_recall@10"].value
         )  # type: ignore[assignment]
@@ -268,9 +279,8 @@ class World:
         """The users' true answers: a budget turned from click to save, and search against the two-tower."""
         tower = ModelRanker(*self.pretrained("two_tower", self.data))
         retriever = PinRecRetriever.build(self.model, self.tokenizer)
-        popularity = self.popularity()
         rankers: list[Any] = [_Asking(retriever, budget) for budget in DIAL]
-        rankers += [_Asking(popularity, budget) for budget in DIAL]
+        rankers += [_Asking(self.popularity, budget) for budget in DIAL]
         rankers += [_TowerDial(tower, budget) for budget in DIAL]
         rankers += [ModelRanker(self.model, self.tokenizer), tower]
         world = OnlineWorld(self.folder / "world", self.data, self.tokenizer.catalogue)

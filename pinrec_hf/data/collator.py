@@ -147,8 +147,8 @@ class PretrainingCollator(TargetCollator):
         kept = slice(-(self.tokenizer.model_max_length - 1), None)
         types, items, sets = (window[name][kept] for name in ("types", "items", "outcomes"))
         positive = sets & self.tokenizer.positive_mask
-        # an item that was merely shown, or shown with an outcome that nobody knows, was not acted on
-        acted = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & (sets > 1)
+        # an item that was merely shown was not acted on
+        acted = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & (sets > 0)
         first = np.zeros(len(items), bool)
         # an item that the user acted on before is no target, as in evaluation
         places = np.flatnonzero(acted)

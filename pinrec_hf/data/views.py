@@ -36,7 +36,7 @@ TARGET_COLUMNS = {
 of its request and seconds until it happened (-1 unknown), weight, request features, and how many of the window's
 `hard_items` (int64 item ids) are its own."""
 
-VIEW_ENCODING = 2
+VIEW_ENCODING = 3
 """Raise it when views become other windows, so that what is cached is not taken for them."""
 
 
@@ -127,12 +127,8 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     np.minimum.at(begins, view[is_item], np.flatnonzero(is_item))
 
     reacted = is_item & (sets > 0)
-    acted = reacted & (sets > 1) & (items >= FIRST_ITEM)  # bit 0: nobody knows what happened
-    answered = np.zeros(len(opens), bool)
-    answered[view[reacted]] = True
-    # as in a request's history, what a view was about belongs to it only if something in it was acted on; a query that
-    # the log has as an event of its own, always
-    kept = np.where(flat["positions"] == CONTEXT_POSITION, answered[view], ~is_item | reacted)
+    acted = reacted & (items >= FIRST_ITEM)
+    kept = _kept(flat, row, view, reacted)
     kept_before = np.cumsum(kept) - kept
 
     pair, own = view * size + items, row * size + items
@@ -150,16 +146,23 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     target_view, target_row = view[event], row[event]
     start = np.searchsorted(row, target_row)
     before = kept_before[begins[target_view]] - kept_before[start]
+    # what a view was about that got its first reaction after other views had begun is seen by its own targets alone
+    about = np.maximum(begins[target_view] - 1, start)
+    late = (flat["positions"][about] == CONTEXT_POSITION) & (view[about] == target_view) & ~kept[about]
+    group = np.where(late, len(lengths) + target_view, target_row)
 
-    number, end = _cut(target_row, before, window)
-    order = np.lexsort((number, target_row))  # stable: still by view and item, however a view's rows are ordered
-    event, outcomes, before, end, number, target_view, target_row, start = (
-        values[order] for values in (event, outcomes, before, end, number, target_view, target_row, start)
+    number, end = _cut(group, before, window)
+    order = np.lexsort((number, group))  # stable: still by view and item, however a view's rows are ordered
+    event, outcomes, before, end, number, target_view, start, about, late, group = (
+        values[order]
+        for values in (event, outcomes, before, end, number, target_view, start, about, late, group)
     )
-    new = np.flatnonzero((np.diff(target_row, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0))
-    begin = np.maximum(end - window, 0)
-    place = _ranges(kept_before[start[new]] + begin[new], end[new] - begin[new])
-    events = np.flatnonzero(kept)[place]
+    new = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0))
+    begin = np.maximum(end + late - window, 0)
+    sizes = (end - begin)[new]
+    events = np.flatnonzero(kept)[_ranges(kept_before[start[new]] + begin[new], sizes)]
+    events = np.insert(events, np.cumsum(sizes)[late[new]], about[new][late[new]])
+    sizes += late[new]
 
     hard_counts, hard_items = _hard_negatives(flat, view, pair, is_item, reacted, target_view)
     asked = opens[target_view]
@@ -168,7 +171,7 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     requested = np.where(times[asked] < 0, -1, np.maximum(times[asked], times[newest]))
     happened = times[event]
     targets = {
-        "target_events": before - begin,
+        "target_events": before + late - begin,
         "target_items": items[event],
         "target_surfaces": flat["surfaces"][event],
         "target_outcomes": outcomes,
@@ -180,10 +183,29 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     }
     counts = np.diff(new, append=len(event))
     hard = np.add.reduceat(np.append(hard_counts, 0), new) if len(new) else counts
-    made = {name: (values[events], end[new] - begin[new]) for name, values in flat.items()}
+    made = {name: (values[events], sizes) for name, values in flat.items()}
     made |= {name: (values.astype(TARGET_COLUMNS[name]), counts) for name, values in targets.items()}
     made["hard_items"] = hard_items, hard
     return pa.table({name: _list_array(values, lengths) for name, (values, lengths) in made.items()})
+
+
+def _kept(flat: EncodedRow, row: np.ndarray, view: np.ndarray, reacted: np.ndarray) -> np.ndarray:
+    """bool: the events of a request's history, which holds nothing that was ignored.
+
+    What a view was about belongs to it where something was acted on before another view came, once as long as no
+    other comes in between; a query that the log has as an event of its own, always.
+    """
+    is_context = flat["positions"] == CONTEXT_POSITION
+    run = np.cumsum(is_context | (np.diff(view, prepend=-1) != 0)) - 1
+    answered = np.bincount(run, reacted) > 0
+    kept = np.where(is_context, answered[run], (flat["types"] != ITEM_EVENT) | reacted)
+    about = np.zeros((2, len(answered)), np.int64)  # the query or subject item of each run
+    about[:, run[is_context]] = flat["queries"][is_context], flat["items"][is_context]
+    left = np.flatnonzero(kept)
+    now, last = left[1:], left[:-1]
+    again = (view[now] == view[last]) & (row[now] == row[last]) & (about[:, run[now]] == about[:, run[last]]).all(0)
+    kept[now[is_context[now] & again]] = False
+    return kept
 
 
 def _cut(row: np.ndarray, before: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -141,7 +141,7 @@ class SequenceDataset(torch.utils.data.Dataset):
         ):
             columns = dict(zip(names, values, strict=True))
             types, items, outcomes = (columns[name] for name in ("types", "items", "outcomes"))
-            acted = np.flatnonzero((types == ITEM_EVENT) & (items >= FIRST_ITEM) & (outcomes > 1))
+            acted = np.flatnonzero((types == ITEM_EVENT) & (items >= FIRST_ITEM) & (outcomes > 0))
             parts = (np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))) // self.window
             windows = np.repeat(self._first[row : row + len(lengths)], lengths) + parts
             row += len(lengths)

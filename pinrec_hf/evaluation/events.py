@@ -143,7 +143,7 @@ def flatten_events(table: pa.Table, catalogue: Catalogue, negative_outcomes: Seq
         item_row=item_row,
         time=time.astype(np.int64),
         request=user * (request.max(initial=0) + 1) + request,
-        acted=(sizes > 0) & (item_row != NOT_AN_ITEM),
+        acted=((sizes > 0) | _numpy(columns["outcomes"].is_null())) & (item_row != NOT_AN_ITEM),
         positive=positive,
         columns=columns,
         positive_event=event,

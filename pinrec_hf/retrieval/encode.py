@@ -18,7 +18,7 @@ from pinrec_hf.retrieval.history_cache import HistoryCache, Key
 EVENTS_IN_CACHE = 2_048
 """Of a batch on a CPU: half the time of batches of 256 long histories (docs/serving.md)."""
 
-REQUEST_FIELDS = ("surface", "timestamp", "query", "query_embedding", "context_item_id", "request_features")
+TOKENIZER_FIELDS = ("surface", "timestamp", "query", "query_embedding", "context_item_id", "request_features")
 
 
 def check_catalogue(model: PinRecModel, tokenizer: PinRecTokenizer) -> None:
@@ -204,7 +204,7 @@ def _batches(
             chosen = chosen[: max(1, np.searchsorted(events, EVENTS_IN_CACHE, side="right"))]
         start += len(chosen)
         part = [requests[i] for i in chosen]
-        fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in REQUEST_FIELDS}
+        fields: dict[str, Any] = {name: [request.get(name) for request in part] for name in TOKENIZER_FIELDS}
         batch = tokenizer([request["history"] for request in part], num_steps=num_steps, **fields)
         if adapted:
             names = [request.get("surface") for request in part]

@@ -107,7 +107,9 @@ def paired_differences(
             every seed of the other.
         resamples, seed, level: as in `intervals`.
 
-    Users are resampled, and training seeds too where there are several: the interval then covers both.
+    Users are resampled. Training seeds are few, so that drawing them again would say too little of how they vary: to
+    each resample's difference a draw of Student's t with `seeds - 1` degrees of freedom is added, at the standard error
+    of the seeds' own differences. An interval of two seeds is wide, then, if they disagree.
     """
     seeds, users = max(len(a[0]), len(b[0])), a[0].shape[1]
     if {len(a[0]), len(b[0])} - {1, seeds}:
@@ -116,32 +118,44 @@ def paired_differences(
         )
     if users != b[0].shape[1]:
         raise ValueError(f"cannot pair {users} users with {b[0].shape[1]}: evaluate both on the same requests")
-    drawn_seeds = np.random.default_rng([seed, 1]).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    # (4, seeds, users, figures): a's and b's numerators and denominators, resampled by the same draws
-    sums = np.stack([np.broadcast_to(part, (seeds, *part.shape[1:])) for part in (*a, *b)])
-    flat = np.moveaxis(sums, 2, 0).reshape(users, -1)
+    # a's and b's numerators and denominators, summed over seeds: (4, users, figures), resampled by the same draws
+    sums = np.stack([np.broadcast_to(part, (seeds, *part.shape[1:])).sum(axis=0) for part in (*a, *b)])
+    flat = np.moveaxis(sums, 1, 0).reshape(users, -1)
     drawn = np.concatenate([weights @ flat for weights in user_weights(users, resamples, seed)])
-    drawn = drawn.reshape(resamples, 4, seeds, -1) * drawn_seeds[:, None, :, None]
-    top_a, bottom_a, top_b, bottom_b = np.moveaxis(drawn.sum(axis=2), 1, 0)
+    top_a, bottom_a, top_b, bottom_b = np.moveaxis(drawn.reshape(resamples, 4, -1), 1, 0)
     estimate_a, estimate_b = ratio(top_a, bottom_a), ratio(top_b, bottom_b)
     value_a, value_b = (ratio(*(part.sum(axis=(0, 1)) for part in system)) for system in (a, b))
 
+    each_a, each_b = (ratio(*(part.sum(axis=1) for part in system)) for system in (a, b))  # (seeds or 1, figures)
+    error_of_seeds, relative_error_of_seeds = (
+        _standard_error(each) for each in (each_a - each_b, 100 * (ratio(each_a, each_b) - 1))
+    )
+    t = np.random.default_rng([seed, 1]).standard_t(max(seeds - 1, 1), size=(resamples, 1))
     change = estimate_a - estimate_b
+    relative = 100 * (ratio(estimate_a, estimate_b) - 1) + t * relative_error_of_seeds
     some = ~np.isnan(change)
     centred = np.where(some, change - np.sum(change, axis=0, where=some) / np.maximum(some.sum(axis=0), 1), 0)
-    error = np.sqrt(np.square(centred).sum(axis=0) / np.maximum(some.sum(axis=0) - 1, 1))
+    variance = np.square(centred).sum(axis=0) / np.maximum(some.sum(axis=0) - 1, 1)
+    error = np.sqrt(variance + np.square(error_of_seeds))
     columns = [
         value_a,
         value_b,
         value_a - value_b,
-        *quantiles(change, level),
+        *quantiles(change + t * error_of_seeds, level),
         100 * (ratio(value_a, value_b) - 1),
-        *quantiles(100 * (ratio(estimate_a, estimate_b) - 1), level),
+        *quantiles(relative, level),
         error,
         np.array([minimum_detectable_effect(e) if e > 0 else np.nan for e in error]),
-        np.count_nonzero(sums[1].sum(axis=0) + sums[3].sum(axis=0), axis=0),
+        np.count_nonzero(sums[1] + sums[3], axis=0),
     ]
     return [Difference(*figure) for figure in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _standard_error(each: np.ndarray) -> np.ndarray:
+    """Of the mean of `(seeds, figures)` over seeds: `(figures,)`, 0 for one seed or where nothing was counted."""
+    if len(each) == 1:
+        return np.zeros(each.shape[1])
+    return np.nan_to_num(each.std(axis=0, ddof=1) / np.sqrt(len(each)))
 
 
 def minimum_detectable_effect(standard_error: float, *, power: float = 0.8, alpha: float = 0.05) -> float:

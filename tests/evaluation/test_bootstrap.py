@@ -87,3 +87,15 @@ def test_the_detectable_effect_is_found_in_80_percent_of_experiments():
         paired_differences((5 + effect + sample, ones), (5 * ones, ones), resamples=200)[0].low > 0 for sample in noise
     ]
     assert 0.7 <= np.mean(found) <= 0.9
+
+
+def test_few_seeds_cover_the_truth():
+    """Two systems of equal quality that training seeds move far more than users do."""
+    rng = np.random.default_rng(6)
+    ones = np.ones((3, 200, 1))
+    covered = []
+    for seed in range(200):
+        moved = 5 + rng.normal(size=(3, 1, 1)) + rng.normal(scale=0.1, size=(3, 200, 1))
+        (found,) = paired_differences((moved, ones), (5 * ones, ones), resamples=400, seed=seed)
+        covered.append(found.low <= 0 <= found.high)
+    assert 0.9 <= np.mean(covered) <= 0.99

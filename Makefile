@@ -37,10 +37,10 @@ benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the
 benchmark-surfaces: .venv/demo    ## the figures of docs/ablations.md; resumable
 	$(BIN)/python benchmarks/surfaces.py
 
-benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a server on loopback: about five minutes
+benchmark-serving: .venv/test     ## the figures of docs/serving.md, against a server on loopback: about ten minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serving.py
 
-benchmark-public: .venv/test      ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 for one of them, stopped by the clock
+benchmark-public: .venv/test $(if $(filter-out peers,$(ROW)),,.venv-peers)   ## MovieLens-1M, Amazon: ROW=ml1m MINUTES=5 for one of them, stopped by the clock
 	$(BIN)/python benchmarks/public_sets.py $(if $(ROW),--row $(ROW)) $(if $(MINUTES),--minutes $(MINUTES))
 
 benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md: ROW=loader for one of them, once more

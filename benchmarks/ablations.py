@@ -13,6 +13,10 @@ PAPER = (
 )
 """What arXiv 2504.10507 v7 reports (its abstract page and summaries), and which of our claims stand beside it."""
 
+PICTURE = """[![Recall against intra-list diversity, a line a system through its settings](frontier.png)](frontier.png)
+
+Numbers beside the marks are the settings; crosses are 95 % intervals over users."""
+
 HEAD = """# Ablations: surfaces, outcomes, steps
 
 Made by `make benchmark-surfaces` from `benchmarks/results/surfaces.json`; do not edit. Percentages are relative,
@@ -40,7 +44,7 @@ def write_ablations() -> None:
             f"Target: {row['target']}. {'Met.' if row['met'] else '**Missed.**'}",
             "",
         ]
-        lines += told(row["value"])
+        lines += [PICTURE] if row["claim"].endswith("intra-list diversity@10") else told(row["value"])
         commits = ", ".join(f"`{commit[:7]}`" for commit in row["commit"].split(", "))
         lines += ["", f"`{row['command']}`, seeds {row['seed']}, commit {commits}."]
     (ROOT / "docs" / "ablations.md").write_text("\n".join(lines) + "\n")

@@ -84,8 +84,8 @@ def offline(folder: Path, requests: list[dict[str, Any]]) -> list[Expected]:
 
 @dataclass
 class Checked:
-    """Counts answers that are the offline ones of the release that gave them, to the item; those in which items whose
-    scores are a near tie stand in another order, or took each other's place; and wrong ones."""
+    """Counts answers that are the offline ones of the release that gave them, to item and outcome; those in which items
+    whose scores are a near tie stand in another order, or took each other's place; and wrong ones."""
 
     expected: dict[str, list[Expected]]
     identical: int = 0
@@ -106,7 +106,7 @@ class Checked:
             self.wrong += 1
             return
         self.largest_difference = max(self.largest_difference, difference)
-        if list(right) == list(found):
+        if [(i, outcome) for i, (outcome, _) in right.items()] == [(i, outcome) for i, (outcome, _) in found.items()]:
             self.identical += 1
         else:
             self.near_ties += 1

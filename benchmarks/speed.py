@@ -44,8 +44,9 @@ from timing import (
 )
 
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
-from pinrec_hf.retrieval.encode import encode_requests, generate_requests, reading_fingerprint
+from pinrec_hf.retrieval.encode import generate_requests, reading_fingerprint
 from pinrec_hf.retrieval.history_cache import HistoryCache
+from pinrec_hf.retrieval.retriever import PinRecRetriever
 
 Value = dict[str, Any]
 
@@ -99,13 +100,14 @@ def step_size() -> tuple[Value, bool]:
 def encoding() -> tuple[Value, bool]:
     tokenizer = random_tokenizer(3_416, LENGTH + 1)
     model = random_model(tokenizer, **PLAN["model"]).eval()
+    retriever = PinRecRetriever.build(model, tokenizer)
     (request,) = random_requests(3_416, LENGTH, 1)
     batch = tokenizer([request["history"]], surface="homefeed", timestamp=request["timestamp"])
     other, ids = gpt2(3_416).eval().transformer, [0, *request["history"]["item_id"]]
 
     @torch.inference_mode()
     def ours() -> None:
-        model.get_user_features(**batch)
+        model.get_user_features(**batch, last_event_only=True)
 
     @torch.inference_mode()
     def theirs() -> None:
@@ -115,7 +117,7 @@ def encoding() -> tuple[Value, bool]:
     with peer(run, loss="softmax") as rectools:
         found = take_turns(
             pinrec=p50(ours),
-            pinrec_from_request=p50(lambda: encode_requests(model, tokenizer, [request])),
+            pinrec_recommend=p50(lambda: retriever.search([request], 10)),
             gpt2=p50(theirs),
             rectools=lambda: statistics.median(rectools.ask(do="encode", times=20)["seconds"]),
             rectools_recommend=lambda: statistics.median(rectools.ask(do="recommend", times=1)["seconds"]),

@@ -1,7 +1,7 @@
 """The figures of docs/ablations.md: surfaces, outcomes, steps; benchmarks/results/surfaces.json, a row a claim.
 
     make benchmark-surfaces                             # everything; what is done already is not run again
-    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps or worlds
+    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps, frontier or worlds
 
 Models lie in runs/benchmark/, the figures of each world in benchmarks/results/worlds.json; a killed run goes on where
 it was.
@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ablations import write_ablations
 from apart import OwnHistory, one_surface
 from runs import (
     RESULTS,
+    ROOT,
     RUNS,
     gain,
     measured,
@@ -34,10 +36,11 @@ from runs import (
     run_script,
 )
 from world_rows import row, world_rows
-from worlds import BySurface, Slots, run_world, step_spread
+from worlds import Asking, BySurface, Slots, World, run_world, step_spread
 
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
-from pinrec_hf.evaluation.frontier import MMRRanker
+from pinrec_hf.evaluation.frontier import MMRRanker, measure_frontier
+from pinrec_hf.evaluation.plots import plot_frontier
 from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.retrieval.pretrained import load_pretrained
@@ -296,6 +299,33 @@ def hidden_time(requests: Requests) -> Requests:
 # -- simulated worlds ------------------------------------------------------------------------------------------------
 
 
+def frontier() -> None:
+    """What diversity costs in recall: knobs of PinRec, and MMR over one embedding of it and of the two-tower."""
+    plan = PLAN["frontier"]
+    with tempfile.TemporaryDirectory() as scratch:
+        world = World(Path(scratch), "default", PLAN["worlds"]["seeds"][0])
+        retriever = PinRecRetriever.build(world.model, world.tokenizer)
+        one, tower = ModelRanker(world.model, world.tokenizer), ModelRanker(*world.pretrained("two_tower", world.data))
+        merged = {
+            similar: PinRecRetriever(retriever.model, retriever.tokenizer, retriever.index, similar=similar)
+            for similar in plan["similar"]
+        }
+        systems = {
+            "PinRec, number of steps": (lambda n: Slots(retriever, int(n)), plan["steps"]),
+            "PinRec, 8 steps, cosine above which they merge": (lambda c: Slots(merged[c], 8), plan["similar"]),
+            "PinRec, share of saves": (
+                lambda share: Asking(retriever, {"save": share, "click": 1 - share}),
+                plan["save_share"],
+            ),
+            "PinRec, one embedding + MMR": (lambda t: MMRRanker(one, t), plan["trade_off"]),
+            "two-tower + MMR": (lambda t: MMRRanker(tower, t), plan["trade_off"]),
+        }
+        points = measure_frontier(systems, world.requests, world.tokenizer.catalogue, resamples=500, progress=False)
+    claim = "simulator: recall@10 against intra-list diversity@10"
+    record("surfaces", [row(claim, "drawn", [point.to_dict() for point in points], True)], [world.seed])
+    plot_frontier(points).savefig(ROOT / "docs" / "frontier.png", dpi=120)
+
+
 def worlds() -> None:
     """The worlds of the plan, one after the other; what is known so far is recorded after each."""
     plan = PLAN["worlds"]
@@ -309,14 +339,14 @@ def worlds() -> None:
         write_ablations()
 
 
-ROWS = {"kuairand": kuairand, "outcomes": outcomes, "steps": steps, "worlds": worlds}
+ROWS = {"kuairand": kuairand, "outcomes": outcomes, "steps": steps, "frontier": frontier, "worlds": worlds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=sorted(ROWS), action="append", help="only this; repeatable")
     args = parser.parse_args()
-    if args.row != ["worlds"] and not public_data().is_dir():
+    if set(args.row or ROWS) - {"worlds", "frontier"} and not public_data().is_dir():
         sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA, or run --row worlds")
     start = time.time()
     for name in args.row or ROWS:

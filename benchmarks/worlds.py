@@ -238,7 +238,7 @@ class World:
         by: dict[str | None, Evaluation] = {
             c: self.measured(ModelRanker(self.model, self.tokenizer, outcome=c)) for c in (*POSITIVE, None)
         }
-        plain = {c: self.measured(_Asking(self.popularity, {c: 1.0})) for c in POSITIVE}
+        plain = {c: self.measured(Asking(self.popularity, {c: 1.0})) for c in POSITIVE}
         return {
             "matrix": {f"{o} under {c or 'none'}": _recall(e, o) for c, e in by.items() for o in POSITIVE},
             "popularity": {f"{o} under {c}": _recall(e, o) for c, e in plain.items() for o in POSITIVE},
@@ -279,8 +279,8 @@ class World:
         """The users' true answers: a budget turned from click to save, and search against the two-tower."""
         tower = ModelRanker(*self.pretrained("two_tower", self.data))
         retriever = PinRecRetriever.build(self.model, self.tokenizer)
-        rankers: list[Any] = [_Asking(retriever, budget) for budget in DIAL]
-        rankers += [_Asking(self.popularity, budget) for budget in DIAL]
+        rankers: list[Any] = [Asking(retriever, budget) for budget in DIAL]
+        rankers += [Asking(self.popularity, budget) for budget in DIAL]
         rankers += [_TowerDial(tower, budget) for budget in DIAL]
         rankers += [ModelRanker(self.model, self.tokenizer), tower]
         world = OnlineWorld(self.folder / "world", self.data, self.tokenizer.catalogue)
@@ -306,7 +306,7 @@ class World:
         }
 
 
-class _Asking:
+class Asking:
     """A ranker whose every request asks for one budget."""
 
     def __init__(self, ranker: Any, budget: Mapping[str | None, float]) -> None:

@@ -182,6 +182,7 @@ class EventEncoder:
         ]
         outcomes = self._outcome_sets(list(chain.from_iterable(given)), row, strict)
         is_query = (items == NO_ITEM) & asked
+        outcomes[is_query] = 0  # nobody acts on a query, also where every row of a log is an interaction
         if strict and ((items == NO_ITEM) & ~asked).any():
             empty = row[(items == NO_ITEM) & ~asked][0]
             raise ValueError(f"history {empty} has an event with neither an item_id nor a query; leave such events out")
@@ -199,7 +200,7 @@ class EventEncoder:
         }
         if self.request_features and "request_features" in flat:
             events["features"] = packed_features(flat["request_features"])
-        kept = np.flatnonzero((is_query & self.contexts) | (outcomes > 0) | (self.keep_ignored & ~is_query))
+        kept = np.flatnonzero(np.where(is_query, self.contexts, (outcomes > 0) | self.keep_ignored))
         events = {name: values[kept] for name, values in events.items()}
         row = row[kept]
         if self.contexts:

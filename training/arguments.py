@@ -1,7 +1,9 @@
 """What the training scripts can be told, on the command line or in one YAML file."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,7 +15,10 @@ class DataArguments:
 
     data: str = field(metadata={"help": "Folder that `pinrec prepare` wrote."})
     uniform_negatives: int | None = field(
-        default=None, metadata={"help": "Uniform negatives that each row adds to the pool; none: 1,024 a step."}
+        default=None,
+        metadata={
+            "help": "Uniform negatives that each row adds to the pool; none: 1,024 a step, in finetuning 16 a row."
+        },
     )
     condition_dropout: float = field(default=0.15, metadata={"help": "Share of targets without a wanted outcome."})
     time_dropout: float = field(default=0.1, metadata={"help": "Share of targets whose request time is hidden."})
@@ -133,3 +138,18 @@ def parse_arguments(*classes: type) -> tuple[Any, ...]:
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(sys.argv[1])
     return parser.parse_args_into_dataclasses()
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """A script's `main`; what this package or the argument parser refuses is told in one line, with exit code 2."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        raised_in = trace.tb_frame.f_globals["__name__"] if trace is not None else ""
+        if not raised_in.startswith(("pinrec_hf.", "__main__", "transformers.hf_argparser")):
+            raise
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -33,6 +33,7 @@ from pinrec_hf.training.arguments import (
     FinetuningArguments,
     FinetuningTrainingArguments,
     parse_arguments,
+    run_main,
 )
 from pinrec_hf.training.pretrain import DAY, recall_on, save_model
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
@@ -194,6 +195,8 @@ def main() -> None:
                     processes=training_args.world_size,
                     resumed=checkpoint is not None,
                 )
+            used = f"recommend --model {args.model} --adapter {args.surface}=" if args.lora else "index --model "
+            print(f"wrote {folder.output}; next: pinrec {used}{folder.output}")
 
 
 def save(
@@ -224,4 +227,4 @@ def save(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,7 +28,13 @@ from pinrec_hf.modeling.configuration_pinrec import PRESETS, SIGNALS, PinRecConf
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
-from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments, parse_arguments
+from pinrec_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PinRecTrainingArguments,
+    parse_arguments,
+    run_main,
+)
 from pinrec_hf.training.defaults import choose_batches, default_config
 from pinrec_hf.training.priors import begin_at_priors
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
@@ -207,6 +213,7 @@ def main() -> None:
                     processes=training_args.world_size,
                     resumed=checkpoint is not None,
                 )
+            print(f"wrote {folder.output}; next: pinrec index --model {folder.output}")
 
 
 def save(model: PinRecModel, trainer: PinRecTrainer, run: Pretraining, data: str | Path, output: Path) -> None:
@@ -230,4 +237,4 @@ def save_model(model: PinRecModel, tokenizer: PinRecTokenizer, output: Path) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -161,7 +161,13 @@ def prepare(args: argparse.Namespace) -> None:
     if args.json:
         print_json(report.to_dict())
         return
+    from pinrec_hf.data.dataset_folder import read_metadata
+
     print(report)
+    counts = read_metadata(args.output_dir)["outcome_counts"]  # names that are no outcomes show here
+    names = list(dict.fromkeys(name for row in counts.values() for name in row))
+    rows = [[surface, *(f"{row.get(name, 0):,}" for name in names)] for surface, row in counts.items()]
+    print(f"\n{table(['positive in train', *names], rows, right=names)}")
     print(f"\nwrote {args.output_dir}; next: accelerate launch training/pretrain.py --data {args.output_dir}")
 
 

@@ -82,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> None:
     folder = find_folder(args.model, args.revision)
     retriever = load_retriever(folder, adapters)
     catalogue = retriever.tokenizer.catalogue
-    ks = args.k or sorted({min(k, len(catalogue)) for k in (10, 50)})
+    ks = args.k or (10, 50)
     options: dict[str, Any] = {"history_lag": args.history_lag, "max_users": args.max_users}
     requests = load_requests(args.data, args.split, catalogue, **options)
 

@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
 
 
 def monitor(args: argparse.Namespace) -> None:
-    from pinrec_hf.evaluation.daily import daily_figures
+    from pinrec_hf.evaluation.monitor import daily_figures
     from pinrec_hf.retrieval.pretrained import find_folder
     from pinrec_hf.retrieval.retriever import PinRecRetriever
 

@@ -172,9 +172,11 @@ class PretrainingCollator(TargetCollator):
                 "features": of["features"][asked],
             },
         )
-        if self.target != "next":
+        if self.target == "window":
             targets["offsets"] = np.where((requested >= 0) & (happened >= 0), happened - requested, -1)
-        if self.target == "session":  # what shares an event and a condition competes
+        if self.target == "session":  # what shares an event and a condition competes, so that both must be one's own
+            targets["offsets"] = np.full(len(asked), -1)
+            targets["timestamps"] = targets["timestamps"][np.searchsorted(asked, asked)]
             targets["groups"] = np.unique(asked * 64 + targets["outcomes"], return_inverse=True)[1]
         return targets
 

@@ -154,8 +154,7 @@ def view_windows(rows: pa.Table, window: int, positive_mask: int, surface: int |
     number, end = _cut(group, before, window)
     order = np.lexsort((number, group))  # stable: still by view and item, however a view's rows are ordered
     event, outcomes, before, end, number, target_view, start, about, late, group = (
-        values[order]
-        for values in (event, outcomes, before, end, number, target_view, start, about, late, group)
+        values[order] for values in (event, outcomes, before, end, number, target_view, start, about, late, group)
     )
     new = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0))
     begin = np.maximum(end + late - window, 0)

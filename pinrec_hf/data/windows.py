@@ -14,7 +14,7 @@ import torch
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
 from pinrec_hf.modeling.tokenization_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS, EncodedRow, PinRecTokenizer
 
-ENCODING = 4
+ENCODING = 5
 """Raise it when rows are encoded in another way, so that what is cached is not taken for it."""
 
 

@@ -60,6 +60,8 @@ def plot_groups(systems: Sequence[Measured], kind: str) -> Figure:
         for number, system in enumerate(systems):
             group = [system.groups.get(kind, {}).get(name, {}).get(f"recall@{k}") for name in shown]
             there = [(place, interval) for place, interval in enumerate(group) if interval is not None]
+            if not there:  # measured at other depths
+                continue
             value = np.array([interval.value for _, interval in there])
             low, high = np.array([(interval.low, interval.high) for _, interval in there]).T
             ax.errorbar(

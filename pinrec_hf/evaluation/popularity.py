@@ -314,9 +314,9 @@ def best_popularity(
 
 def _best(scores: np.ndarray, depth: int) -> np.ndarray:
     """Rows of the `depth` highest scores, best first, equal scores by row; -1 where the score is 0."""
-    rows = np.argpartition(-scores, depth - 1)[:depth] if depth < len(scores) else np.arange(len(scores))
-    rows = np.sort(rows)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
+    least = np.partition(scores, -depth)[-depth] if depth < len(scores) else -np.inf
+    rows = np.flatnonzero(scores >= least)  # of those that tie with the last the first rows, whatever the depth
+    rows = rows[np.argsort(-scores[rows], kind="stable")][:depth]
     return np.where(scores[rows] > 0, rows, -1)
 
 

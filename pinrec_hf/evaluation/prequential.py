@@ -205,7 +205,7 @@ def _measure(folder: Path, data: Path, catalogue: Catalogue | None) -> tuple[Eva
     known = own if catalogue is None else catalogue
     kept = known.rows(own.ids(requests.item_row)) >= 0
     requests = requests if kept.all() else only_targets(requests, kept)
-    return evaluate(retriever, requests, own, ks=[min(k, len(known)) for k in KS], name=folder.name), own
+    return evaluate(retriever, requests, own, ks=KS, name=folder.name), own
 
 
 def _recalls(metrics: Mapping[str, Any], value: str) -> dict[str, list[float]]:

@@ -207,6 +207,9 @@ def requests_from_rows(
         values["surface"] = [name if name in surfaces else None for name in values["surface"]]
     for place, (name, names) in enumerate(values.items(), start=3):
         fields[name] = [names[code] for code in distinct[:, place].tolist()]
+    if "query" in fields and "context_item_id" in fields:  # a row with both is about its query, as in a history
+        about = zip(fields["query"], fields["context_item_id"], strict=True)
+        fields["context_item_id"] = [None if query is not None else subject for query, subject in about]
     if "request_features" in fields:
         fields["request_features"] = [f.split("\x00") if f else None for f in fields["request_features"]]
 

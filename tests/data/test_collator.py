@@ -131,11 +131,12 @@ def test_a_session_offers_all_of_the_feed_view():
 
 
 def test_what_competes_in_a_session_shares_its_condition():
-    batch = collate([LONG], target="session", **QUIET)
-    groups, places = batch["label_groups"][0].tolist(), batch["target_positions"][0].tolist()
+    batch = collate([LONG], target="session", **QUIET | {"time_dropout": 0.5})
+    names = ("target_positions", "target_outcomes", "target_timestamps", "target_offsets")
     shared: dict[int, set] = {}
-    for group, place, outcome in zip(groups, places, batch["target_outcomes"][0].tolist(), strict=True):
-        shared.setdefault(group, set()).add((place, outcome))
+    for group, *condition in zip(*(batch[name][0].tolist() for name in ("label_groups", *names)), strict=True):
+        shared.setdefault(group, set()).add(tuple(condition))
+    assert max(len([c for c in batch["label_groups"][0].tolist() if c == group]) for group in shared) > 1
     assert all(len(conditions) == 1 for conditions in shared.values())
 
 

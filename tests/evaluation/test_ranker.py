@@ -6,11 +6,10 @@ from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.retrieval.eligible import seen_rows
-from tests.conftest import tiny_config
 
 
-def test_seen_items_are_removed_or_kept(tiny_data, tokenizer):
-    model = PinRecModel(tiny_config(tokenizer)).eval()
+def test_seen_items_are_removed_or_kept(tiny_data, tokenizer, make_config):
+    model = PinRecModel(make_config()).eval()
     requests = list(load_requests(tiny_data, "test", tokenizer.catalogue).requests)
     size = len(tokenizer.catalogue)
     removed, kept = (ModelRanker(model, tokenizer, remove_seen=seen).rank(requests, size) for seen in (True, False))

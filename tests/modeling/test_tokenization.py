@@ -354,17 +354,17 @@ def test_a_user_with_one_event_and_a_catalogue_of_one_item():
     assert batch["attention_mask"].tolist() == [[1, 1]]
 
 
-def test_a_million_events(tok):
-    n = 1_000_000
+def test_a_long_history(tok):
+    n = 200_000
     history = {
         "item_id": IDS[:4] * (n // 4),
         "outcomes": [["save"], [], ["click", "save"], ["hide"]] * (n // 4),
         "timestamp": list(range(n)),
         "surface": ["home", "search"] * (n // 2),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     batch = tok([history])
-    assert time.perf_counter() - start < 30  # about 3 s on an idle core
+    assert time.process_time() - start < 10  # some 0.6 s
     assert batch["timestamps"][0, -1] == n - 1
     assert batch["attention_mask"].shape == (1, 16)
 

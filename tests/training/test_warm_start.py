@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from test_pretrain import ROOT, SCRIPT, arguments, run, same_bits
 from tiny_world import DAY, FIRST_TIME, NUM_DAYS, NUM_ITEMS, tiny_items, tiny_log, tiny_queries
 
 from pinrec_hf.data.prepare import prepare
@@ -28,7 +29,6 @@ from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTr
 from pinrec_hf.training.pretrain import prepare_pretraining
 from pinrec_hf.training.trainer import newest_checkpoint
 from pinrec_hf.training.warm_start import warm_start
-from tests.training.test_pretrain import ROOT, SCRIPT, arguments, run, same_bits
 
 NEW = ["fresh", "fresher"]
 

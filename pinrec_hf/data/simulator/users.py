@@ -146,6 +146,11 @@ class Schedule:
 
         there = np.arange(most) < requests[:, None]
         used = np.where(there, length + (surface == 1), 0)
+        if used.sum() < rows:
+            raise ValueError(
+                f"{users} users of some {parameters.requests_median:g} requests make {used.sum()} of {rows} rows; "
+                "raise requests_median or view_range"
+            )
         before = np.cumsum(used.ravel()).reshape(used.shape) - used
         requests = (there & (before < rows)).sum(axis=1)
         users = int((requests > 0).sum())

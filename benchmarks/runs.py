@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -62,18 +63,17 @@ def pretrained(output: Path, architecture: str, plan: Mapping[str, Any], data: P
 
 
 def run_script(script: str, output: Path, data: Path, seed: int, arguments: Mapping[str, Any]) -> Path:
-    """`output`, as a script of training/ makes it, unless it is there."""
+    """`output`, as a script of training/ makes it, unless it is there already of the same arguments."""
+    given = {"data": data, "output_dir": output, "seed": seed, "disable_tqdm": True, "use_cpu": True, **arguments}
     if output.exists():
+        words = shlex.split(json.loads((output / "training.json").read_text())["command"])[3:]
+        recorded = dict(zip(words[::2], words[1::2], strict=True))
+        wanted = {f"--{key}": str(value) for key, value in given.items()}
+        paths = {"--data", "--output_dir", "--model"}  # a folder of runs may be moved
+        if changed := sorted({key for key, _ in recorded.items() ^ wanted.items()} - paths):
+            sys.exit(f"{output} was trained with other arguments ({', '.join(changed)}): remove it to train it again")
         return output
-    given = {
-        "data": data,
-        "output_dir": output,
-        "seed": seed,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-        "resume": output.with_name(output.name + ".training").exists(),
-    }
+    given["resume"] = output.with_name(output.name + ".training").exists()
     command = [sys.executable, str(ROOT / "training" / f"{script}.py")]
     command += [text for key, value in given.items() for text in (f"--{key}", str(value))]
     print("$", " ".join(command), flush=True)

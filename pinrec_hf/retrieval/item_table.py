@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pinrec_hf.data.output import replaced
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 IN_CATALOGUE = ("embedding", "features", "available_from", "available_until")
@@ -135,12 +136,9 @@ def write_item_table(
         batches = source.iter_batches(2**14, columns=kept)
         schema = pa.schema([source.schema_arrow.field(name) for name in kept])
     metadata = {FINGERPRINT: catalogue.fingerprint.encode()}
-    partial = f"{os.fspath(path)}.partial-{os.getpid()}"
-    try:
-        with pq.ParquetWriter(partial, schema.with_metadata(metadata), compression="zstd") as file:
-            for batch in batches:
-                file.write_batch(batch.replace_schema_metadata(metadata))
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with (
+        replaced(path) as partial,
+        pq.ParquetWriter(partial, schema.with_metadata(metadata), compression="zstd") as file,
+    ):
+        for batch in batches:
+            file.write_batch(batch.replace_schema_metadata(metadata))

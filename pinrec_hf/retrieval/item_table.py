@@ -41,8 +41,8 @@ class ItemTable:
         if made_of != catalogue.fingerprint or num_rows != len(catalogue):
             raise ValueError(
                 f"{path} holds {num_rows} items of the catalogue {made_of or 'unknown'}, the tokenizer's is "
-                f"{catalogue.fingerprint} of {len(catalogue)}; copy the file of the same model, or write it again with "
-                "write_item_table"
+                f"{catalogue.fingerprint} of {len(catalogue)}; copy the file of the same model, or remove it: then "
+                "nothing is shown or filtered by"
             )
         self.names = [name for name in schema.names if name != "item_id"]
         self._columns: dict[str, pa.ChunkedArray] = {}

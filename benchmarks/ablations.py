@@ -8,7 +8,7 @@ from runs import RESULTS, ROOT
 PAPER = (
     ("no surface or outcome condition", "-7.5 to -12.6 %", ("KuaiRand: surface cond", "KuaiRand: outcome cond")),
     ("finetuning on a surface's impressions", "+2.0 to +4.5 %", ("KuaiRand: finetuning", "simulator: finetuned")),
-    ("impressions as negatives", "about +0.4 %", ("KuaiRand: finetuning",)),
+    ("impressions as negatives", "about +0.4 %", ("KuaiRand: impression negatives",)),
     ("16 steps against 1, unordered recall", "up to +71 %", ("ML-1M, next 10", "simulator: several steps")),
 )
 """What arXiv 2504.10507 v7 reports (its abstract page and summaries), and which of our claims stand beside it."""

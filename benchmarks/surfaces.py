@@ -86,8 +86,9 @@ def kuairand() -> None:
         record("surfaces", [row(f"KuaiRand: {signal} condition and input removed", target, value, met)], seeds)
     record("surfaces", [apart_row(models, requests, data, trial, seeds)], seeds)
     sampled = [with_sampled_softmax(folder) for folder in models]  # under the full one impressions say nothing
+    finetunings: dict[tuple[str, bool], list[Evaluation]] = {}
     for variant, negatives in (("full", True), ("full", False), ("adapters", True), ("adapters", False)):
-        runs = [
+        runs = finetunings[variant, negatives] = [
             finetuned(folder, data, requests, variant, negatives, seed)
             for folder, seed in zip(sampled, seeds, strict=True)
         ]
@@ -102,6 +103,11 @@ def kuairand() -> None:
         met = pooled["recall@50"]["percent"] >= 2 and pooled["recall@50"]["low"] > 0
         value = {"pooled": pooled, **each}
         record("surfaces", [row(claim, "R@50 >= +2 %, interval above 0", value, met)], seeds)
+    for variant in ("full", "adapters"):
+        comparison = compare(finetunings[variant, True], finetunings[variant, False])
+        value = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
+        claim = f"KuaiRand: impression negatives in finetuning ({'LoRA' if variant == 'adapters' else variant}), pooled"
+        record("surfaces", [row(claim, "R@50 above 0", value, value["recall@50"]["low"] > 0)], seeds)
 
 
 def apart_row(models: Sequence[Path], requests: Requests, data: Path, trial: Mapping[str, Any],

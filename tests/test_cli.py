@@ -211,6 +211,8 @@ def test_index(saved_model, tiny_data, run_json, run, tmp_path):
     text = run("index", "--model", folder, "--kind", "ivf", "--tune", "--data", tiny_data, "--recall", 0.9)
     chosen = json.loads((folder / "index.json").read_text())["setting"]
     assert f"search setting {chosen};" in text
+    pq.write_table(pq.read_table(folder / "items.parquet").slice(1), folder / "items.parquet")
+    assert "copy the file of the same model" in run("index", "--model", folder, code=2)
 
 
 def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):
@@ -266,6 +268,15 @@ def test_recommend_to_a_user_without_history(saved_model, run):
     text = run("recommend", "--model", saved_model, "--context-item", "p3", "--surface", "related", "-k", 3)
     assert "recommended on related beside p3" in text
     assert text.count("Title of") == 3
+
+
+def test_recommend_says_why_there_are_fewer_and_which_query_is_unknown(saved_model, run):
+    words = ["recommend", "--model", saved_model, "--surface", "search", "-k", 5]
+    assert "0 of 5: no other item passes the filters" in run(*words, "--filter", "market=nowhere")
+    assert "'blue  sofa' has no vector" in run(*words, "--query", "blue  sofa")
+    text = run(*words, "--query", "blue sofa")
+    assert "no vector" not in text
+    assert "of 5" not in text
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,11 @@ def recommend(args: argparse.Namespace) -> None:
     about = f' for "{args.query}"' if args.query else f" beside {args.context_item}" if args.context_item else ""
     print(f"recommended on {args.surface or 'an unknown surface'}{about} ({wanted})\n")
     print(_candidate_table(candidates, bool(titles)))
+    if len(candidates) < args.k:
+        print(f"\n{len(candidates)} of {args.k}: no other item passes the filters, is live then and new to this user")
+    queries = retriever.tokenizer.query_catalogue
+    if args.query and queries is not None and queries.rows([args.query])[0] < 0:
+        print(f"\n{args.query!r} has no vector: train had no query of exactly this text (see docs/surfaces.md)")
     absent = [name or "any" for name in shares if name not in {candidate.outcome for candidate in candidates}]
     if absent and candidates:
         print(f"\nno slot by {', '.join(absent)}: a small share, or an embedding much like another outcome's")

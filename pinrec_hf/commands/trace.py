@@ -10,6 +10,7 @@ from typing import Any
 
 from pinrec_hf.commands.console import add_command, print_json, table
 from pinrec_hf.commands.retrieval import add_model, add_request, history_table, load_retriever, request_fields
+from pinrec_hf.data.output import replaced
 
 
 def add_commands(commands: Any) -> None:
@@ -52,12 +53,8 @@ def trace(args: argparse.Namespace) -> None:
         rows = retriever.tokenizer.catalogue.rows(acted)
         where = args.surface or "an unknown surface"
         figure = plot_trace(retriever, rows[rows >= 0], traced, f"{args.user} on {where}: {args.num_steps} steps ahead")
-        partial = Path(args.picture).with_name(f"partial-{os.getpid()}-{Path(args.picture).name}")
-        try:
-            figure.savefig(partial, dpi=120)
-            os.replace(partial, args.picture)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replaced(args.picture) as partial:
+            figure.savefig(partial, format=Path(args.picture).suffix[1:] or "png", dpi=120)
     if args.json:
         asked = request_fields(args, retriever)
         print_json({"user": args.user, "split": split, "request": asked, "steps": [asdict(one) for one in traced]})

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from pinrec_hf.data.output import replaced
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -117,9 +119,8 @@ def embed_parquet(
     if isinstance(model, (str, os.PathLike)):
         model = load_text_model(model, device)
     vector_type = pa.list_(pa.float32())
-    partial = f"{os.fspath(output)}.partial-{os.getpid()}"
     num_null = size = 0
-    try:
+    with replaced(output) as partial:
         with (
             pq.ParquetWriter(partial, schema.append(pa.field("embedding", vector_type))) as writer,
             tqdm(total=num_rows, desc="embedding", unit="text", disable=not progress) as bar,
@@ -134,10 +135,6 @@ def embed_parquet(
                     bar.update(len(batch))
         if os.path.lexists(output):
             raise FileExistsError(f"another run wrote {output} meanwhile: choose another, or remove it first")
-        os.replace(partial, output)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
     return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size}
 
 

@@ -1,4 +1,4 @@
-"""Directories that are written by one run at a time, and are either complete or not there."""
+"""Files and directories that are either complete or not there, however a run ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+@contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write a file to; it takes the place of what is there when the block ends without an
+    exception, and is removed when it does not.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    final = Path(path)
+    if not final.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(final.parent))
+    partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from pinrec_hf.data.contract import parse_time
-from pinrec_hf.data.output import only_run
+from pinrec_hf.data.output import only_run, replaced
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.data.splits import DAY
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
@@ -230,9 +230,5 @@ def _day(start: int) -> str:
 
 
 def _write(path: Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with replaced(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

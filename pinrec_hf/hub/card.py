@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from pinrec_hf.data.output import replaced
 from pinrec_hf.evaluation.report import read_log_history
 from pinrec_hf.evaluation.saved import SavedReport, read_evaluation
 from pinrec_hf.hub import results
@@ -74,7 +75,8 @@ def write_card(
         if listing.kind == "adapter" and base is not None:
             _name_base(root, base)
         card = (_adapter_card if listing.kind == "adapter" else _model_card)(root, report, facts)
-    _replace(root / CARD, lambda path: path.write_text(_tidy(str(card)), encoding="utf-8"))
+    with replaced(root / CARD) as path:
+        path.write_text(_tidy(str(card)), encoding="utf-8")
     return root / CARD
 
 
@@ -163,7 +165,8 @@ def _name_base(root: Path, base: str) -> None:
     """Write the base's name into both configs."""
     for name, field in ((SURFACE_CONFIG, "base_model"), ("adapter_config.json", "base_model_name_or_path")):
         text = json.dumps({**read_json(root / name), field: base}, indent=2, ensure_ascii=False) + "\n"
-        _replace(root / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        with replaced(root / name) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def _dataset_card(root: Path, facts: dict[str, Any]) -> DatasetCard:
@@ -223,20 +226,11 @@ def _draw(root: Path, report: SavedReport | None) -> list[str]:
             figures["learning-curve.png"] = plot_learning_curve(history)
     for name in PICTURES:
         if name in figures:
-            _replace(root / name, lambda path, name=name: figures[name].savefig(path, format="png", dpi=110))
+            with replaced(root / name) as path:
+                figures[name].savefig(path, format="png", dpi=110)
         else:
             (root / name).unlink(missing_ok=True)
     return list(figures)
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Written beside, then renamed: a file is whole or the old one."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _names(names: list[str]) -> str:

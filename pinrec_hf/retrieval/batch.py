@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from pinrec_hf.data.output import only_run
+from pinrec_hf.data.output import only_run, replaced
 from pinrec_hf.retrieval.encode import reading_fingerprint
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 from pinrec_hf.retrieval.users import UserFiles
@@ -108,12 +108,8 @@ def _write_part(
             "step": pa.array(found.steps[there].astype(np.int32)),
         }
     )
-    partial = path.with_suffix(".partial")
-    try:
+    with replaced(path) as partial:
         pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -137,9 +133,8 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
 def _describe(path: Path, about: dict[str, Any]) -> None:
     """Write what the parts are made of; refuse parts that are made of something else."""
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return
     before = json.loads(path.read_text())
     if differing := sorted(name for name in about if before.get(name) != about[name]):

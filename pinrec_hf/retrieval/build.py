@@ -9,6 +9,7 @@ from pathlib import Path
 from pinrec_hf.retrieval.encode import encoder_fingerprint
 from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_parts import item_embeddings
+from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.pretrained import load_pretrained
 from pinrec_hf.retrieval.tune import real_queries, tune, write_frontier
 
@@ -41,11 +42,16 @@ def build_index(
     Raises:
         FileNotFoundError: no such folder.
         FileExistsError: another run is indexing this folder.
-        ValueError: it holds no whole PinRec model, an unknown kind, or a recall outside (0, 1].
+        ValueError: it holds no whole PinRec model, or another's items.parquet, an unknown kind, or a recall outside
+            (0, 1].
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{folder!s} is no folder; download the model first to index it")
     model, tokenizer = load_pretrained(folder, device=device)
+    if (Path(folder) / "items.parquet").exists():
+        ItemTable(
+            Path(folder) / "items.parquet", tokenizer.catalogue
+        )  # what would be refused when it is served is refused now
     with item_embeddings(model, tokenizer, folder) as embeddings:
         if embeddings is None:
             return None

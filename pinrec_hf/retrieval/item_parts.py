@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from pinrec_hf.data.output import only_run, remove_left
+from pinrec_hf.data.output import only_run, remove_left, replaced
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import check_catalogue, encode_items, encoder_fingerprint
@@ -77,23 +77,19 @@ def item_embeddings(
 
 
 def _write(path: Path, embeddings: np.ndarray) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as file:
+    with replaced(path) as partial, partial.open("wb") as file:
         np.save(file, embeddings)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _joined(parts: list[Path], path: Path, size: int) -> np.ndarray:
     """All parts as one array, mapped: memory holds what is looked at."""
     if not path.exists():
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         width = np.load(parts[0], mmap_mode="r").shape[1]
-        whole = np.lib.format.open_memmap(partial, "w+", np.float32, (size, width))
-        for start, part in zip(range(0, size, ROWS_A_PART), parts, strict=True):
-            whole[start : start + ROWS_A_PART] = np.load(part, mmap_mode="r")
-        whole.flush()
-        del whole
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            whole = np.lib.format.open_memmap(partial, "w+", np.float32, (size, width))
+            for start, part in zip(range(0, size, ROWS_A_PART), parts, strict=True):
+                whole[start : start + ROWS_A_PART] = np.load(part, mmap_mode="r")
+            whole.flush()
     return np.load(path, mmap_mode="r")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pinrec_hf.data.output import replaced
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 
 IN_CATALOGUE = ("embedding", "features", "available_from", "available_until")
@@ -40,8 +41,8 @@ class ItemTable:
         if made_of != catalogue.fingerprint or num_rows != len(catalogue):
             raise ValueError(
                 f"{path} holds {num_rows} items of the catalogue {made_of or 'unknown'}, the tokenizer's is "
-                f"{catalogue.fingerprint} of {len(catalogue)}; copy the file of the same model, or write it again with "
-                "write_item_table"
+                f"{catalogue.fingerprint} of {len(catalogue)}; copy the file of the same model, or remove it: then "
+                "nothing is shown or filtered by"
             )
         self.names = [name for name in schema.names if name != "item_id"]
         self._columns: dict[str, pa.ChunkedArray] = {}
@@ -135,12 +136,9 @@ def write_item_table(
         batches = source.iter_batches(2**14, columns=kept)
         schema = pa.schema([source.schema_arrow.field(name) for name in kept])
     metadata = {FINGERPRINT: catalogue.fingerprint.encode()}
-    partial = f"{os.fspath(path)}.partial-{os.getpid()}"
-    try:
-        with pq.ParquetWriter(partial, schema.with_metadata(metadata), compression="zstd") as file:
-            for batch in batches:
-                file.write_batch(batch.replace_schema_metadata(metadata))
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with (
+        replaced(path) as partial,
+        pq.ParquetWriter(partial, schema.with_metadata(metadata), compression="zstd") as file,
+    ):
+        for batch in batches:
+            file.write_batch(batch.replace_schema_metadata(metadata))

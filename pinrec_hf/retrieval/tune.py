@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pinrec_hf.data.output import replaced
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import generate_requests
@@ -99,8 +100,6 @@ def write_frontier(folder: str | os.PathLike[str], kind: str, chosen: dict[str, 
     axes.plot(chosen["recall"], chosen["p50_ms"], "o", ms=11, mfc="none", label=f"chosen: {chosen['setting']}")
     axes.set(xlabel=f"recall@{K} of the exact search", ylabel="one query, median (ms)", yscale="log", title=kind)
     axes.legend()
-    partial = {path: path.with_name(f"{path.name}.partial-{os.getpid()}") for path in (json_path, picture_path)}
-    partial[json_path].write_text(json.dumps({"kind": kind, "k": K, "chosen": chosen, "frontier": frontier}, indent=2))
-    figure.savefig(partial[picture_path], format="png", dpi=120)
-    for path, unfinished in partial.items():
-        os.replace(unfinished, path)
+    with replaced(json_path) as table, replaced(picture_path) as picture:
+        table.write_text(json.dumps({"kind": kind, "k": K, "chosen": chosen, "frontier": frontier}, indent=2))
+        figure.savefig(picture, format="png", dpi=120)

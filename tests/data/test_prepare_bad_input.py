@@ -13,7 +13,7 @@ import pytest
 
 from pinrec_hf.data import prepare as prepare_module
 from pinrec_hf.data.contract import DataContractError
-from pinrec_hf.data.output import new_directory
+from pinrec_hf.data.output import new_directory, replaced
 from pinrec_hf.data.prepare import prepare
 
 T0, DAY = 1_700_006_400, 86_400
@@ -214,3 +214,23 @@ prepare(log, output_dir={str(out)!r}, time_unit="s")
     assert "KeyboardInterrupt" in errors
     assert process.returncode != 0
     assert os.listdir(out.parent) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def broken():
+        with replaced(path) as partial:
+            partial.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        broken()
+    assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["file"])
+    with replaced(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert (path.read_text(), os.listdir(tmp_path)) == ("new", ["file"])
+    with pytest.raises(FileNotFoundError, match="nowhere"), replaced(tmp_path / "nowhere" / "file"):
+        pass

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
 
@@ -140,16 +141,22 @@ def parse_arguments(*classes: type) -> tuple[Any, ...]:
     return parser.parse_args_into_dataclasses()
 
 
+REFUSING = ("pinrec_hf.", "__main__", "transformers.hf_argparser", "huggingface_hub.dataclasses")
+"""Modules whose errors tell the user what to change; of others a traceback is due."""
+
+
 def run_main(main: Callable[[], None]) -> None:
     """A script's `main`; what this package or the argument parser refuses is told in one line, with exit code 2."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         raised_in = trace.tb_frame.f_globals["__name__"] if trace is not None else ""
-        if not raised_in.startswith(("pinrec_hf.", "__main__", "transformers.hf_argparser")):
+        if not raised_in.startswith(
+            ("pinrec_hf.", "__main__", "transformers.hf_argparser", "huggingface_hub.dataclasses")
+        ):
             raise
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

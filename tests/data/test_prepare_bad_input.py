@@ -217,7 +217,8 @@ prepare(log, output_dir={str(out)!r}, time_unit="s")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
     path.write_text("old")
 
     def broken():
@@ -227,10 +228,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         broken()
-    assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["file"])
+    assert (path.read_text(), os.listdir(path.parent)) == ("old", ["file"])
     with replaced(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
-    assert (path.read_text(), os.listdir(tmp_path)) == ("new", ["file"])
+    assert (path.read_text(), os.listdir(path.parent)) == ("new", ["file"])
     with pytest.raises(FileNotFoundError, match="nowhere"), replaced(tmp_path / "nowhere" / "file"):
         pass

@@ -215,6 +215,7 @@ def test_a_model_of_ids_alone_has_nothing_to_know_a_new_item_by(tokenizer, make_
     loaded.catalogue, model.config.catalogue_fingerprint = catalogue, catalogue.fingerprint
     model.save_pretrained(base)
     loaded.save_pretrained(base)
+    write_item_table(saved_model / "items.parquet", base / "items.parquet", catalogue)
     build_index(base)
     with pytest.raises(ValueError, match="knows items by id alone"):
         grow_index(base, tmp_path / "grown", add=new_items())

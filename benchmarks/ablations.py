@@ -22,7 +22,8 @@ HEAD = """# Ablations: surfaces, outcomes, steps
 Made by `make benchmark-surfaces` from `benchmarks/results/surfaces.json`; do not edit. Percentages are relative,
 brackets are 95 % intervals over users (paired by user and seed), `detectable` is the smallest difference that the
 data would have shown with a power of 80 %. Simulated worlds: one seed each, all figures in
-`benchmarks/results/worlds.json`. A claim that is missed or null is listed as such.
+`benchmarks/results/worlds.json`. A claim that is missed or null is listed as such. Rows are of the commit that they
+name; what was corrected since, and may move them: [benchmarks.md](benchmarks.md#surfaces-outcomes-and-steps).
 """
 
 

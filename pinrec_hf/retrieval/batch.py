@@ -123,6 +123,8 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
         _describe(folder / ABOUT, about)
         try:
             yield folder
+            for left in folder.glob("*.partial-*"):  # of a run that was killed
+                left.unlink()
             os.rename(folder, output)
         finally:
             if folder.is_dir() and not any(folder.glob("part-*.parquet")):  # a refusal leaves nothing behind

@@ -48,10 +48,9 @@ def build_index(
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{folder!s} is no folder; download the model first to index it")
     model, tokenizer = load_pretrained(folder, device=device)
-    if (Path(folder) / "items.parquet").exists():
-        ItemTable(
-            Path(folder) / "items.parquet", tokenizer.catalogue
-        )  # what would be refused when it is served is refused now
+    items = Path(folder) / "items.parquet"
+    if items.exists():
+        ItemTable(items, tokenizer.catalogue)  # what would be refused when it is served is refused now
     with item_embeddings(model, tokenizer, folder) as embeddings:
         if embeddings is None:
             return None

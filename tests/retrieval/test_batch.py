@@ -83,8 +83,10 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_files(retriever, tiny_data, t
     with pytest.raises(ValueError, match="a run with other index, steps"):
         retrieve_parquet(other, output_dir=tmp_path / "out", **arguments)
     before = (partial / "part-00000.parquet").stat().st_mtime_ns
+    (partial / "part-00002.parquet.partial-1").write_text("half")  # SIGKILL leaves no time to tidy
     retrieve_parquet(retriever, output_dir=tmp_path / "out", **arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(tmp_path / "whole"))
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == before
     assert not partial.exists()
 

@@ -79,8 +79,7 @@ def encode_requests(
             batch[name] = batch[name].expand(-1, len(codes))
         batch["target_outcomes"] = codes.expand(len(chosen), -1)
         # not `get_user_features`, which a PeftModel passes by: it chooses a row's adapter in its own forward
-        last_event_only = tokenizer.padding_side == "left"
-        output = model(**batch.to(model.device), last_event_only=last_event_only)
+        output = model(**batch.to(model.device), last_event_only=tokenizer.padding_side == "left")
         embeddings[chosen] = output.embeddings.float().cpu().numpy()
     return embeddings
 

@@ -143,7 +143,7 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
             ax.annotate(f"{point.knob:g}", place, (4, 4), textcoords="offset points", fontsize=8)
     ax.set_xlabel(f"intra-list diversity@{points[0].k}")
     ax.set_ylabel(f"recall@{points[0].k}")
-    ax.legend(frameon=False, fontsize=10)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     _bare(ax)
     ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     return figure

@@ -1,8 +1,9 @@
 """The index at size: 10^6 vectors against faiss flat, 10^7 in memory and time. `--rows 1e6` for the first alone.
 
-Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. One
-thread, one query at a time; flat and the index take turns. Times are the thread's own (CPU), which leave out what else
-runs on the core; the wall's, which would show waiting for the disk as well, are recorded beside.
+Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. The
+setting is chosen on queries of its own. One thread, one query at a time; flat and the index take turns. Times are the
+thread's own (CPU), which leave out what else runs on the core; the wall's, which would show waiting for the disk as
+well, are recorded beside.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 from runs import RUNS, record
 
 from pinrec_hf.retrieval.index import ItemIndex
-from pinrec_hf.retrieval.tune import measure_frontier
+from pinrec_hf.retrieval.tune import measure_point, tune
 
 DIMENSION, QUERIES, K, SEED = 64, 100, 100, 0
 ROUNDS = 5
@@ -36,8 +37,8 @@ def main() -> None:
         record("index", [at_size()], [SEED])
 
 
-def vectors(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items, mapped from a file that is made once, and queries."""
+def vectors(name: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items, mapped from a file that is made once; queries to tune by, and others to report."""
     centres = np.random.default_rng(SEED).standard_normal((2_000, DIMENSION), dtype=np.float32)
 
     def draw(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -55,25 +56,28 @@ def vectors(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
             items[start : start + BLOCK] = block * np.exp(0.2 * rng.standard_normal((len(block), 1), dtype=np.float32))
         del items
         partial.replace(path)
-    return np.load(path, mmap_mode="r"), draw(np.random.default_rng(SEED + 1), QUERIES)
+    tuning, queries = np.split(draw(np.random.default_rng(SEED + 1), 2 * QUERIES), 2)
+    return np.load(path, mmap_mode="r"), tuning, queries
 
 
-def built(items: np.ndarray, queries: np.ndarray, folder: Path, recall: float) -> tuple[ItemIndex, dict[str, Any]]:
-    """An index of kind ivf, saved and loaded, at the smallest setting that reaches a recall; and its figures."""
+def built(
+    items: np.ndarray, tuning: np.ndarray, queries: np.ndarray, folder: Path, recall: float
+) -> tuple[ItemIndex, dict[str, Any]]:
+    """An index of kind ivf, saved and loaded, at the smallest setting that reaches a recall of the tuning queries; its
+    figures on the others."""
     start = time.perf_counter()
     ItemIndex.build(items, kind="ivf", **KEYS).save(folder)
     seconds = time.perf_counter() - start
     index = ItemIndex.load(folder, **KEYS)
-    frontier = measure_frontier(index, queries, K, clock=time.thread_time)
-    chosen = next((point for point in frontier if point["recall"] >= recall), frontier[-1])
-    index.neighbours.setting = chosen["setting"]
+    frontier = tune(index, tuning, recall)[1]
+    figures = measure_point(index, queries, K, clock=time.thread_time)
     gib = (folder / "index.faiss").stat().st_size / 2**30
-    return index, {**chosen, "build_seconds": seconds, "index_gib": gib, "frontier": frontier}
+    return index, {**figures, "build_seconds": seconds, "index_gib": gib, "frontier": frontier}
 
 
 def against_flat(name: str) -> dict[str, Any]:
-    items, queries = vectors(name, 1_000_000)
-    index, figures = built(items, queries, RUNS / "index" / name, 0.95)
+    items, tuning, queries = vectors(name, 1_000_000)
+    index, figures = built(items, tuning, queries, RUNS / "index" / name, 0.95)
     flat = faiss.IndexFlatIP(DIMENSION)
     flat.add(items)
     clocks = {"cpu": time.thread_time, "wall": time.perf_counter}
@@ -99,8 +103,8 @@ def against_flat(name: str) -> dict[str, Any]:
 
 
 def at_size() -> dict[str, Any]:
-    items, queries = vectors("clustered", 10_000_000)
-    index, figures = built(items, queries, RUNS / "index" / "ten-million", 0.9)
+    items, tuning, queries = vectors("clustered", 10_000_000)
+    index, figures = built(items, tuning, queries, RUNS / "index" / "ten-million", 0.9)
     wall = []
     for query in queries:
         start = time.perf_counter()

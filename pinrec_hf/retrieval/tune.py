@@ -39,36 +39,49 @@ def real_queries(model: PinRecModel, tokenizer: PinRecTokenizer, data: str | os.
     return np.concatenate([by.embeddings for by in generated])[:QUERIES]
 
 
-def measure_frontier(
+def measure_point(
     index: ItemIndex, queries: np.ndarray, k: int = K, clock: Callable[[], float] = time.perf_counter
-) -> Frontier:
-    """Each search setting with its `recall` of the exact k best, and `p50_ms` and `p90_ms` of one query at a time.
+) -> dict[str, Any]:
+    """The index's search setting, its `recall` of the exact k best, and `p50_ms` and `p90_ms` of one query at a time.
 
     Args:
         queries: float32 `(m, dimension)`. clock: in seconds.
-
-    Returns:
-        By rising setting, up to the first that finds next to all; the index's own setting is as before.
     """
-    k = min(k, len(index))
-    truth = index.vectors.nearest(queries, index.live.places, k)[1]
+    return _point(index, queries, exact_rows(index, queries, k), clock)
+
+
+def measure_frontier(index: ItemIndex, queries: np.ndarray, k: int = K) -> Frontier:
+    """[`measure_point`] of each search setting, by rising setting, up to the first that finds next to all; the index's
+    own setting is as before."""
+    best = exact_rows(index, queries, k)
     before = index.neighbours.setting
     frontier = []
     for setting in index.neighbours.settings() or [before]:
         index.neighbours.setting = setting
-        seconds, hits = [], []
-        for query, best in zip(queries, truth, strict=True):
-            start = clock()
-            found = index.search(query[None], k)[1]
-            seconds.append(clock() - start)
-            hits.append(np.isin(index.rows[best], found).mean())
-        p50, p90 = 1000 * np.percentile(seconds, [50, 90])
-        point = {"setting": setting, "recall": float(np.mean(hits)), "p50_ms": float(p50), "p90_ms": float(p90)}
-        frontier.append(point)
-        if point["recall"] >= SATURATED:
+        frontier.append(_point(index, queries, best))
+        if frontier[-1]["recall"] >= SATURATED:
             break
     index.neighbours.setting = before
     return frontier
+
+
+def exact_rows(index: ItemIndex, queries: np.ndarray, k: int) -> np.ndarray:
+    """int64 `(m, k)` catalogue rows of the k best, by an exact search; fewer where the index holds fewer."""
+    return index.rows[index.vectors.nearest(queries, index.live.places, min(k, len(index)))[1]]
+
+
+def _point(
+    index: ItemIndex, queries: np.ndarray, best: np.ndarray, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
+    seconds, hits = [], []
+    for query, rows in zip(queries, best, strict=True):
+        start = clock()
+        found = index.search(query[None], len(rows))[1]
+        seconds.append(clock() - start)
+        hits.append(np.isin(rows, found).mean())
+    p50, p90 = 1000 * np.percentile(seconds, [50, 90])
+    recall = float(np.mean(hits))
+    return {"setting": index.neighbours.setting, "recall": recall, "p50_ms": float(p50), "p90_ms": float(p90)}
 
 
 def tune(index: ItemIndex, queries: np.ndarray, recall: float) -> tuple[dict[str, Any], Frontier]:

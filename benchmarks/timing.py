@@ -82,7 +82,7 @@ class Steps:
 
 
 def movielens(softmax: str) -> Pretraining:
-    data = prepared("ml1m", "ml1m", leave_one_out=True)
+    data = prepared("ml1m", "ml1m")
     config = {**PLAN["model"], "softmax": softmax}
     return prepare_pretraining(
         DataArguments(data=str(data), uniform_negatives=PLAN["negatives"] // BATCH),

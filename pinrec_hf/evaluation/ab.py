@@ -25,7 +25,7 @@ import numpy as np
 from pinrec_hf.data.dataset_folder import build_catalogue
 from pinrec_hf.data.output import new_directory
 from pinrec_hf.data.simulator.parameters import OUTCOMES, SURFACES
-from pinrec_hf.evaluation.bootstrap import Difference, paired_differences, quantiles, ratio, user_weights
+from pinrec_hf.evaluation.bootstrap import Difference, interval_ends, paired_differences, quantiles, ratio, user_weights
 from pinrec_hf.evaluation.evaluate import Ranker
 from pinrec_hf.evaluation.online_walk import Answers, OnlineWorld
 from pinrec_hf.evaluation.report import Table, difference_row, without_nan
@@ -221,7 +221,7 @@ def false_positive_rates(
                 first.append(weights @ (mine * (one - two)) + weights @ two)
                 second.append(weights @ (one + two) - first[-1])
             change = ratio(*first) - ratio(*second)
-            low, high = quantiles(change, level)
+            low, high = quantiles(change, *interval_ends(level))
             wrong[figure] += np.count_nonzero((low > 0) | (high < 0))
     return wrong / splits
 

@@ -1,7 +1,9 @@
 """`PinRecConfig`: what a PinRec model is made of, and the three presets."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -16,6 +18,9 @@ START_EVENT, ITEM_EVENT, QUERY_EVENT, SUBJECT_EVENT = 0, 1, 2, 3
 HOUR, DAY = 3_600, 86_400
 TIME_PERIODS = (HOUR // 4, HOUR // 2, HOUR * 3 // 4, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 16 * HOUR, DAY, 7 * DAY)
 """Seconds. The paper's, up to a week: longer ones tell days of a short log apart, which says nothing of later days."""
+
+Budget = dict[str | None, float]
+"""Shares of a request's slots by outcome; `None` is an unspecified one."""
 
 SIGNALS = ("surface", "outcome", "time", "context")
 
@@ -226,5 +231,37 @@ class PinRecConfig(PreTrainedConfig):
             raise ValueError(f"{count} outcomes: an event's set of outcomes has room for {MAX_OUTCOMES}")
         if stray := sorted(set(self.negative_outcomes or []) - set(self.outcomes or [])):
             raise ValueError(f"negative_outcomes {stray} are not among the outcomes {self.outcomes}")
+        for surface, budget in (self.outcome_budgets or {}).items():
+            if surface not in (self.surfaces or []):
+                raise ValueError(f"outcome_budgets name surface {surface!r}, which is not among {self.surfaces}")
+            if None in check_budget(budget, self):
+                raise ValueError(f"outcome_budgets of {surface!r} have an unspecified outcome, which JSON cannot name")
         if not (self.item_id_embedding or self.content_size or self.feature_buckets) and self.num_items:
             raise ValueError("an item needs an id embedding, content vectors or features to be told from another")
+
+
+def check_budget(budget: Any, config: PinRecConfig) -> Budget:
+    """A budget as given (`{"save": 0.7, "click": 0.3}`), without its zeros and largest share first.
+
+    Shares need not sum to 1, and the order in which they are given changes nothing (JSON keeps none). `None` is an
+    unspecified outcome.
+
+    Raises:
+        ValueError: no dict; an outcome that the model does not know or that is negative; a share that is negative,
+            not finite or no number; nothing above 0.
+    """
+    if not isinstance(budget, Mapping):
+        raise ValueError(f"outcome_budget is {budget!r}; give a dict such as {{'save': 0.7, 'click': 0.3}}")
+    positive = config.positive_outcomes
+    for outcome, share in budget.items():
+        if outcome in (config.negative_outcomes or []):
+            raise ValueError(f"outcome {outcome!r} is negative and cannot be asked for; choose among {positive}")
+        if outcome is not None and outcome not in positive:
+            raise ValueError(f"outcome {outcome!r} is not among this model's outcomes {positive}")
+        number = isinstance(share, Real) and not isinstance(share, bool)
+        if not number or not 0 <= share <= sys.float_info.max:
+            raise ValueError(f"outcome_budget gives {outcome!r} the share {share!r}; give finite numbers >= 0")
+    wanted = {outcome: float(share) for outcome, share in budget.items() if share > 0}
+    if not wanted:
+        raise ValueError(f"outcome_budget {dict(budget)!r} divides nothing; give at least one outcome a share above 0")
+    return dict(sorted(wanted.items(), key=lambda pair: (-pair[1], [None, *positive].index(pair[0]))))

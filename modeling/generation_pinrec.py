@@ -7,10 +7,8 @@
 One backbone pass a step, over one event, with a cache. PinRec, arXiv 2504.10507, v7, section 3.3 (v4, section 3.4).
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -18,9 +16,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from .configuration_pinrec import FIRST_ITEM, ITEM_EVENT, NO_ITEM, UNKNOWN_ITEM, PinRecConfig
-
-Budget = dict[str | None, float]
+from .configuration_pinrec import (
+    FIRST_ITEM,
+    ITEM_EVENT,
+    NO_ITEM,
+    SUBJECT_EVENT,
+    UNKNOWN_ITEM,
+    Budget,
+    check_budget,
+)
 
 ITEM_TABLE = ("item_ids", "item_vectors", "item_features", "item_hashes")
 QUERY_TABLE = ("query_hashes", "query_vectors")
@@ -54,33 +58,6 @@ class PinRecGenerateOutput(ModelOutput):
     fed_items: Tensor | None = None
 
 
-def check_budget(budget: Any, config: PinRecConfig) -> Budget:
-    """A budget as given (`{"save": 0.7, "click": 0.3}`), without its zeros and largest share first.
-
-    Shares need not sum to 1, and the order in which they are given changes nothing (JSON keeps none). `None` is an
-    unspecified outcome.
-
-    Raises:
-        ValueError: no dict; an outcome that the model does not know or that is negative; a share that is negative,
-            not finite or no number; nothing above 0.
-    """
-    if not isinstance(budget, Mapping):
-        raise ValueError(f"outcome_budget is {budget!r}; give a dict such as {{'save': 0.7, 'click': 0.3}}")
-    positive = config.positive_outcomes
-    for outcome, share in budget.items():
-        if outcome in (config.negative_outcomes or []):
-            raise ValueError(f"outcome {outcome!r} is negative and cannot be asked for; choose among {positive}")
-        if outcome is not None and outcome not in positive:
-            raise ValueError(f"outcome {outcome!r} is not among this model's outcomes {positive}")
-        number = isinstance(share, Real) and not isinstance(share, bool)
-        if not number or not 0 <= share <= sys.float_info.max:
-            raise ValueError(f"outcome_budget gives {outcome!r} the share {share!r}; give finite numbers >= 0")
-    wanted = {outcome: float(share) for outcome, share in budget.items() if share > 0}
-    if not wanted:
-        raise ValueError(f"outcome_budget {dict(budget)!r} divides nothing; give at least one outcome a share above 0")
-    return dict(sorted(wanted.items(), key=lambda pair: (-pair[1], [None, *positive].index(pair[0]))))
-
-
 class PinRecGeneration(nn.Module):
     """`generate`, for a [`PinRecModel`]."""
 
@@ -94,6 +71,7 @@ class PinRecGeneration(nn.Module):
         num_steps: int = 1,
         offsets: Sequence[int] = (0,),
         item_embeddings: Tensor | None = None,
+        item_mask: Tensor | None = None,
         seed: int | None = None,
         cache: Cache | None = None,
         **batch: Tensor,
@@ -108,9 +86,10 @@ class PinRecGeneration(nn.Module):
                 is that of offset 0.
             item_embeddings (`torch.FloatTensor` of shape `(items, embedding_size)`, *optional*): of the whole
                 catalogue, in its order, as `get_item_features` makes them. With them the nearest item that is neither
-                in the history nor fed before (once none is left: the nearest of all) is fed back; without, the
-                embedding itself, at the mean length of the history's items (a dot product's query has another length
-                than an item).
+                in the batch's history, nor its subject, nor fed before (once none is left: the nearest of all) is fed
+                back; without, the embedding itself, at the mean length of the history's items (a dot product's query
+                has another length than an item).
+            item_mask (`torch.BoolTensor` of shape `(batch, items)`, *optional*): which of them may be fed back at all.
             seed: draws the outcome that is fed back by budget; by default the outcomes take turns in proportion.
             cache: keys and values of all but the last events of the batch, padded as it is: only those last ones are
                 computed, and added to it with what is fed back. An empty one leaves them for the next request.
@@ -119,9 +98,9 @@ class PinRecGeneration(nn.Module):
         Raises:
             ValueError: a budget that divides nothing or names what the model does not know; no step, or more than
                 positions are left; an offset that the model lacks, or several steps without offset 0; item
-                embeddings of another shape; padding on the right.
+                embeddings or a mask of another shape; padding on the right.
         """
-        self._check_generation(num_steps, offsets, item_embeddings, batch)
+        self._check_generation(num_steps, offsets, item_embeddings, item_mask, batch)
         surfaces = [[None, *(self.config.surfaces or [])][code] for code in batch["target_surfaces"][:, 0].tolist()]
         if outcome_budget is None or isinstance(outcome_budget, Mapping):
             outcome_budget = [outcome_budget] * len(surfaces)
@@ -145,7 +124,7 @@ class PinRecGeneration(nn.Module):
         asked["target_offsets"] = seconds.repeat(most).expand_as(asked["target_outcomes"])
 
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        feedback = _Feedback(self, batch, item_embeddings) if num_steps > 1 else None
+        feedback = _Feedback(self, batch, item_embeddings, item_mask) if num_steps > 1 else None
         past = 0 if cache is None else cache.get_seq_length()
         asked["target_positions"] = asked["target_positions"] - past
         step_batch, fed_counts = {**_after(batch, past), **asked}, torch.zeros_like(shares)
@@ -190,8 +169,9 @@ class PinRecGeneration(nn.Module):
         return check_budget(default if budget is None else budget, self.config)
 
     def _check_generation(
-        self, num_steps: int, offsets: Sequence[int], item_embeddings: Tensor | None, batch: Mapping[str, Tensor]
-    ) -> None:
+        self, num_steps: int, offsets: Sequence[int], item_embeddings: Tensor | None, item_mask: Tensor | None,
+        batch: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"num_steps is {num_steps!r}; generate at least 1 step")
         length = int(batch["attention_mask"].sum(1).max())
@@ -216,6 +196,9 @@ class PinRecGeneration(nn.Module):
                 f"item_embeddings are {tuple(item_embeddings.shape)}; give those of the whole catalogue, {needed}, as "
                 "get_item_features makes them"
             )
+        wanted = (len(batch["event_items"]), 0 if item_embeddings is None else len(item_embeddings))
+        if item_mask is not None and item_mask.shape != wanted:
+            raise ValueError(f"item_mask is {tuple(item_mask.shape)}; give (batch, item_embeddings), {wanted}")
 
 
 def _after(batch: Mapping[str, Tensor], past: int) -> dict[str, Tensor]:
@@ -234,13 +217,18 @@ def _after(batch: Mapping[str, Tensor], past: int) -> dict[str, Tensor]:
 class _Feedback:
     """What was generated, as the next event of a batch."""
 
-    def __init__(self, model: Any, batch: Mapping[str, Tensor], item_embeddings: Tensor | None) -> None:
+    def __init__(
+        self, model: Any, batch: Mapping[str, Tensor], item_embeddings: Tensor | None, item_mask: Tensor | None
+    ) -> None:
         self.batch, self.items, self.size = batch, item_embeddings, model.config.hidden_size
+        self.item_mask = item_mask
         self.mask, self.last = batch["attention_mask"], batch["timestamps"][:, -1:]
         self.fed: list[Tensor] = []
         is_item = batch["event_types"] == ITEM_EVENT
         if item_embeddings is not None:
-            self.taken = torch.where(is_item, batch["item_ids"][batch["event_items"]], NO_ITEM)
+            # its subject is what a request lies nearest to, and nothing that is acted on next
+            is_there = is_item | (batch["event_types"] == SUBJECT_EVENT)
+            self.taken = torch.where(is_there, batch["item_ids"][batch["event_items"]], NO_ITEM)
         else:
             table = model.get_item_features(**{name: batch[name] for name in ITEM_TABLE if name in batch})
             lengths = table[:, : self.size].norm(dim=-1)
@@ -255,7 +243,8 @@ class _Feedback:
         else:
             scores = embeddings.to(self.items.dtype) @ self.items.T
             rows, places = (self.taken >= FIRST_ITEM).nonzero(as_tuple=True)
-            left = scores.index_put((rows, self.taken[rows, places] - FIRST_ITEM), scores.new_tensor(-torch.inf))
+            left = scores if self.item_mask is None else scores.masked_fill(~self.item_mask, -torch.inf)
+            left = left.index_put((rows, self.taken[rows, places] - FIRST_ITEM), scores.new_tensor(-torch.inf))
             left = left.where((left > -torch.inf).any(1, keepdim=True), scores)
             nearest = left.argmax(1, keepdim=True)
             self.fed.append(nearest + FIRST_ITEM)

@@ -23,7 +23,7 @@ from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.data.views import ViewDataset, encode_views
 from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
 from pinrec_hf.hub.adapters import ADAPTED, check_adapter_name, save_surface_adapter
-from pinrec_hf.modeling.generation_pinrec import check_budget
+from pinrec_hf.modeling.configuration_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import base_fingerprint

@@ -203,7 +203,7 @@ def recommend(args: argparse.Namespace) -> None:
         print(f"\n{args.query!r} has no vector: train had no query of exactly this text (see docs/surfaces.md)")
     absent = [name or "any" for name in shares if name not in {candidate.outcome for candidate in candidates}]
     if absent and candidates:
-        print(f"\nno slot by {', '.join(absent)}: a small share, or an embedding much like another outcome's")
+        print(f"\nno slot by {', '.join(absent)}: a small share, or too few items that may come")
 
 
 def retrieve(args: argparse.Namespace) -> None:

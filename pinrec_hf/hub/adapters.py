@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pinrec_hf.modeling.generation_pinrec import check_budget
+from pinrec_hf.modeling.configuration_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.retrieval.encode import base_fingerprint
 from pinrec_hf.retrieval.pretrained import find_folder

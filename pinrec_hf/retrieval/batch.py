@@ -82,7 +82,7 @@ def retrieve_parquet(
 def index_fingerprint(retriever: PinRecRetriever) -> str:
     """Hex digest of which items may come, and how they are searched."""
     index, catalogue = retriever.index, retriever.tokenizer.catalogue
-    digest = blake2b(repr((index.kind, retriever.similar)).encode(), digest_size=16)
+    digest = blake2b(repr((index.kind, index.neighbours.setting, retriever.similar)).encode(), digest_size=16)
     digest.update(index.rows[index.live.places].tobytes())
     if catalogue.has_availability:
         digest.update(catalogue.availability(np.arange(len(catalogue))).tobytes())

@@ -1,6 +1,6 @@
 """Items and requests to embeddings, in batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -116,6 +116,7 @@ def generate_requests(
     *,
     num_steps: int = 1,
     item_embeddings: torch.Tensor | None = None,
+    item_masks: Callable[[Sequence[Mapping[str, Any]]], np.ndarray] | None = None,
     batch_size: int = 256,
     histories: HistoryCache | None = None,
     fingerprint: str = "",
@@ -126,6 +127,7 @@ def generate_requests(
     Args:
         item_embeddings: `(items, embedding_size)` on the model's device, to feed back whole items, see
             `PinRecGeneration.generate`.
+        item_masks: of some of the requests, which items may be fed back: bool `(requests, items)`; all by default.
         histories: where what is computed of users' histories is found again, for requests with a `user_id`.
         fingerprint: of weights and catalogues, see `reading_fingerprint`; with `histories`.
 
@@ -145,12 +147,16 @@ def generate_requests(
         if histories is not None and any(users):
             cache = histories.open(users, batch, model.config)
         budgets = [model.resolve_budget(requests[i].get("surface"), requests[i].get("outcome_budget")) for i in chosen]
+        item_mask = None
+        if item_masks is not None:
+            item_mask = torch.from_numpy(item_masks([requests[i] for i in chosen])).to(model.device)
         output = model.generate(
             **batch,
             outcome_budget=budgets,
             num_steps=num_steps,
             offsets=model.config.time_offsets or [0],
             item_embeddings=item_embeddings,
+            item_mask=item_mask,
             cache=cache,
         )
         if histories is not None and cache is not None:

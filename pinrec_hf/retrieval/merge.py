@@ -80,11 +80,12 @@ def merge_similar(
 
 
 def round_robin(
-    rows: np.ndarray, scores: np.ndarray, slots: np.ndarray, k: int
+    rows: np.ndarray, scores: np.ndarray, slots: np.ndarray, k: int, kinds: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Merge ranked lists: queries take their best remaining item in turn, as often as they have slots.
 
-    Turns come in proportion to slots (Webster's order): the first items of a long list divide as the whole does.
+    Turns come in proportion to slots (Webster's order), over kinds and then over the queries of a kind: the first items
+    of a long list divide as the whole does, and so do those that a filter leaves.
     An item that an earlier turn took costs nothing: the query takes its next one. What the lists cannot fill
     of their own slots is then filled in turn from whatever any list has left.
 
@@ -92,6 +93,7 @@ def round_robin(
         rows: int64 of shape `(q, m)`, catalogue rows, best first, -1 = none.
         scores: float32 of shape `(q, m)`.
         slots: int64 of shape `(q,)`, as from `allocate_slots`.
+        kinds: int of shape `(q,)`, the outcome of each query; by default each is of its own.
 
     Returns:
         Catalogue rows int64 `(k,)`, all different, in the order taken; their scores float32 `(k,)`; the query
@@ -105,11 +107,12 @@ def round_robin(
             f"rows {rows.shape}, scores {scores.shape}, slots {slots.shape} differ; give (q, m), (q, m), (q,)"
         )
     lists = [enumerate(ranked) for ranked in rows.tolist()]
+    names = list(range(len(lists))) if kinds is None else kinds.tolist()
     taken: dict[int, tuple[int, int]] = {}  # row -> query, rank
     for budget in (slots.tolist(), [k] * len(lists)):
         if len(taken) == k:
             break
-        for _, query in sorted(((turn + 0.5) / own, query) for query, own in enumerate(budget) for turn in range(own)):
+        for query in _turns(budget, names):
             # the iterator of a list goes on where its last turn ended
             new = next(((rank, row) for rank, row in lists[query] if row >= 0 and row not in taken), None)
             if new is not None:
@@ -125,3 +128,13 @@ def round_robin(
         merged_scores[: len(taken)] = scores[queries, ranks]
         source[: len(taken)] = queries
     return merged, merged_scores, source
+
+
+def _turns(slots: list[int], kinds: list[int]) -> list[int]:
+    """Whose turn it is, one after the other: Webster's order of the kinds, and of the queries within each."""
+    of_kinds = []
+    for place, kind in enumerate(dict.fromkeys(kinds)):
+        own = [query for query, its in enumerate(kinds) if its == kind]
+        queries = [q for _, q in sorted(((turn + 0.5) / slots[q], q) for q in own for turn in range(slots[q]))]
+        of_kinds += [((turn + 0.5) / len(queries), place, turn, query) for turn, query in enumerate(queries)]
+    return [query for *_, query in sorted(of_kinds)]

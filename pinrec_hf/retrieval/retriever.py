@@ -215,7 +215,7 @@ class PinRecRetriever:
             ValueError: k below 1, an unknown name, a budget that divides nothing, lists of another length than
                 `histories`, filters or columns that `items` lacks, no step or more than the model has positions for.
         """
-        k = _checked_k(k)
+        k = _checked("k", k)
         histories = [histories] if isinstance(histories, Mapping) else list(histories)
         for name, value in (("exclude", exclude), ("request_features", request_features)):
             if isinstance(value, str | int):
@@ -243,7 +243,7 @@ class PinRecRetriever:
         Raises:
             ValueError: as `recommend`.
         """
-        k = _checked_k(k)
+        k = _checked("k", k)
         check_fields(requests)
         depth = min(k, max(1, len(self.index)))
         rows = np.full((len(requests), k), -1, np.int64)
@@ -254,7 +254,8 @@ class PinRecRetriever:
             part = requests[start : start + REQUESTS_AT_ONCE]
             for i, (found, found_scores, by) in enumerate(self.lists(part, depth, self.similar), start=start):
                 slots = allocate_slots(by.weights, depth, by.outcomes)
-                rows[i, :depth], scores[i, :depth], source = round_robin(found, found_scores, slots, depth)
+                merged = round_robin(found, found_scores, slots, depth, by.outcomes)
+                rows[i, :depth], scores[i, :depth], source = merged
                 outcomes[i, :depth] = np.where(source >= 0, by.outcomes[source], -1)
                 steps[i, :depth] = np.where(source >= 0, by.steps[source], -1)
                 norms[i] = by.norm(self.model.config.hidden_size)
@@ -318,7 +319,8 @@ class PinRecRetriever:
         return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """The embeddings of each request, with outcome, step and weight; whole items are fed back between steps.
+        """The embeddings of each request, with outcome, step and weight; between steps the nearest item that it might
+        be given is fed back.
 
         Raises:
             ValueError: an unknown name, a budget that divides nothing, a number of steps that does not fit.
@@ -326,13 +328,15 @@ class PinRecRetriever:
         groups: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
             steps = request.get("num_steps")
-            groups.setdefault(self.num_steps if steps is None else steps, []).append(i)
+            groups.setdefault(_checked("num_steps", self.num_steps if steps is None else steps), []).append(i)
         generated: dict[int, Generated] = {}
         for steps, members in groups.items():
             some = [requests[i] for i in members]
-            items = None if steps == 1 else self._item_embeddings()
+            feedback: dict[str, Any] = {}
+            if steps != 1:
+                feedback = {"item_embeddings": self._item_embeddings(), "item_masks": self._item_masks}
             found = generate_requests(
-                self.model, self.tokenizer, some, num_steps=steps, item_embeddings=items,
+                self.model, self.tokenizer, some, num_steps=steps, **feedback,
                 histories=self.histories, fingerprint=self._fingerprint,
             )  # fmt: skip
             generated.update(zip(members, found, strict=True))
@@ -340,10 +344,22 @@ class PinRecRetriever:
 
     def _item_embeddings(self) -> torch.Tensor:
         if self._items_to_feed is None or self._items_to_feed[0] != len(self.index.rows):
-            # a copy: what was loaded is mapped and read-only
-            embeddings = torch.tensor(self.index.catalogue_embeddings(), device=self.model.device)
-            self._items_to_feed = len(self.index.rows), embeddings
+            embeddings = torch.zeros(len(self.tokenizer.catalogue), self.index.dimension)
+            known = torch.tensor(self.index.catalogue_embeddings())
+            embeddings[: len(known)] = known
+            self._items_to_feed = len(self.index.rows), embeddings.to(self.model.device)
         return self._items_to_feed[1]
+
+    def _item_masks(self, requests: Sequence[Request]) -> np.ndarray:
+        """bool `(requests, catalogue)`: what may come."""
+        masks = np.zeros((len(requests), len(self.tokenizer.catalogue)), dtype=bool)
+        masks[:, self.index.rows[self.index.live.places]] = True
+        for mask, request, without in zip(masks, requests, self._eligibility.excluded_rows(requests), strict=True):
+            allowed = self._eligibility.mask(self._eligibility.key(request))
+            if allowed is not None:
+                mask &= allowed
+            mask[without] = False
+        return masks
 
     def lists(
         self, requests: Sequence[Request], k: int, similar: float
@@ -381,7 +397,7 @@ class PinRecRetriever:
             yield *found[i], written[i]
 
 
-def _checked_k(k: Any) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k is {k!r}; ask for a whole number of items, at least 1")
-    return int(k)
+def _checked(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} is {count!r}; ask for a whole number, at least 1")
+    return int(count)

@@ -28,6 +28,9 @@ from pinrec_hf.modeling.configuration_pinrec import PRESETS, PinRecConfig
         ({"surfaces": ["a", "a"]}, "surfaces names something twice"),
         ({"outcomes": [f"o{i}" for i in range(63)]}, "63 outcomes.*room for 62"),
         ({"outcomes": ["save"], "negative_outcomes": ["hide"]}, r"negative_outcomes \['hide'\] are not among"),
+        ({"surfaces": ["a"], "outcome_budgets": {"b": {"save": 1.0}}}, "surface 'b', which is not among"),
+        ({"surfaces": ["a"], "outcomes": ["save"], "outcome_budgets": {"a": {"sav": 1.0}}}, "'sav' is not among"),
+        ({"surfaces": ["a"], "outcome_budgets": {"a": {None: 1.0}}}, "unspecified outcome, which JSON cannot name"),
         ({"num_items": 5, "item_id_embedding": None}, "an id embedding, content vectors or features"),
     ],
 )

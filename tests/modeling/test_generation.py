@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT, PinRecConfig
-from pinrec_hf.modeling.generation_pinrec import check_budget
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT, PinRecConfig, check_budget
 from pinrec_hf.retrieval.encode import encode_items
 
 FIELDS = ("surface", "timestamp", "query", "context_item_id")
@@ -20,10 +19,11 @@ def batch_of(tokenizer, requests, num_steps=1):
 
 
 def known_codes(tokenizer, request):
-    """Item codes of what the history's user acted on; what was shown and ignored may come again."""
-    history = request["history"]
+    """Item codes of what the user acted on and of the subject; what was shown and ignored may come again."""
+    history, subject = request["history"], request.get("context_item_id")
     acted = [item for item, names in zip(history.get("item_id", []), history.get("outcomes", []), strict=True) if names]
-    return [row + FIRST_ITEM for row in tokenizer.catalogue.rows(acted) if row >= 0]
+    known = [*acted, *([] if subject is None else [subject])]
+    return [row + FIRST_ITEM for row in tokenizer.catalogue.rows(known) if row >= 0]
 
 
 @pytest.fixture
@@ -120,6 +120,22 @@ def test_what_is_fed_back_is_neither_seen_nor_fed_before(model, tokenizer, reque
     for row, request in zip(fed.tolist(), requests_example, strict=True):
         assert len(set(row)) == len(row)
         assert not set(known_codes(tokenizer, request)) & set(row)
+
+
+@torch.no_grad()
+def test_neither_the_subject_nor_what_a_mask_hides_is_fed_back(model, tokenizer, items):
+    request = {"history": {}, "surface": "related", "context_item_id": "p2"}
+    batch = batch_of(tokenizer, [request], 12)
+    fed = model.generate(**batch, num_steps=12, item_embeddings=items).fed_items[0].tolist()
+    (subject,) = tokenizer.catalogue.rows(["p2"]) + FIRST_ITEM
+    assert subject not in fed
+    mask = torch.ones(1, 60, dtype=torch.bool)
+    mask[0, [code - FIRST_ITEM for code in fed[:5]]] = False
+    others = model.generate(**batch, num_steps=12, item_embeddings=items, item_mask=mask).fed_items[0].tolist()
+    assert len(set(others)) == 11
+    assert not set(fed[:5]) & set(others)
+    with pytest.raises(ValueError, match=r"item_mask is \(1, 59\); give \(batch, item_embeddings\), \(1, 60\)"):
+        model.generate(**batch, num_steps=2, item_embeddings=items, item_mask=mask[:, 1:])
 
 
 @torch.no_grad()

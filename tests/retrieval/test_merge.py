@@ -113,13 +113,25 @@ def test_round_robin_by_hand():
     assert round_robin(rows[:0], scores[:0], np.zeros(0, int), 2)[0].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 16])
 @pytest.mark.parametrize("shares", [(0.9, 0.1), (0.7, 0.3), (0.5, 0.3, 0.2)])
-def test_the_first_items_of_a_long_list_divide_as_the_whole_does(shares):
-    rows = np.arange(len(shares) * 60).reshape(len(shares), 60)
-    _, _, source = round_robin(rows, np.zeros(rows.shape, np.float32), allocate_slots(np.array(shares), 60), 60)
+def test_the_first_items_of_a_long_list_divide_as_the_whole_does(shares, steps):
+    kinds = np.tile(np.arange(len(shares)), steps)
+    rows = np.arange(len(kinds) * 60).reshape(len(kinds), 60)
+    slots = allocate_slots(np.array(shares)[kinds], 60, kinds)
+    _, _, source = round_robin(rows, np.zeros(rows.shape, np.float32), slots, 60, kinds)
     for k in (5, 10, 20, 50, 60):
-        found = np.bincount(source[:k], minlength=len(shares))
+        found = np.bincount(kinds[source[:k]], minlength=len(shares))
         assert (abs(found - np.array(shares) * k) < 1).all()
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_what_a_filter_leaves_divides_as_the_whole_would(steps):
+    kinds = np.tile([0, 1], steps)
+    rows = np.stack([np.random.default_rng(query).permutation(12) for query in range(len(kinds))])
+    slots = allocate_slots(np.array([0.7, 0.3])[kinds], 100, kinds)
+    _, _, source = round_robin(rows, np.zeros(rows.shape, np.float32), slots, 12, kinds)
+    assert np.bincount(kinds[source]).tolist() == [8, 4]
 
 
 @st.composite

@@ -13,7 +13,8 @@ from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
-from pinrec_hf.retrieval.encode import encode_items, encode_requests
+from pinrec_hf.retrieval.encode import Generated, encode_items, encode_requests
+from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable, write_item_table
 
 FIRST_TIME, DAY = 1_700_006_400, 86_400
@@ -187,6 +188,68 @@ def test_steps_share_the_slots(retriever):
     )
     assert [candidate.row for candidate in alone] == found.rows[0].tolist()
     assert [candidate.step for candidate in alone] == found.steps[0].tolist()
+
+
+def test_what_is_fed_back_might_have_come(model, tokenizer, items):
+    """Whatever the request excludes, filters or is about, and what the index no longer holds."""
+    retriever = PinRecRetriever.build(model, tokenizer, items)
+    retriever.index.remove(np.array([20, 21]))
+    request = request_of({"save": 1}, num_steps=8, timestamp=NOW, history=HISTORY, surface="related")
+    for more in (
+        {"context_item_id": "p2"},
+        {"exclude": [f"p{i}" for i in range(2, 40)]},
+        {"filters": {"market": "de"}},
+        {"context_item_id": "p2", "exclude": ["p3"], "filters": {"market": ["de", "fr"]}},
+    ):
+        asked = {**request, **more}
+        (by,) = retriever.generate([asked])
+        assert len(set(by.fed_rows)) == 7
+        assert set(by.fed_rows) <= set(retriever.search([asked], 60).rows[0])
+
+
+def test_an_index_of_some_items_feeds_back_those_alone(model, tokenizer):
+    vectors, some = encode_items(model, tokenizer), np.arange(10, 40)
+    index = PinRecRetriever.build(model, tokenizer).index
+    belongs = {name: getattr(index, name) for name in ("encoder_fingerprint", "catalogue_fingerprint")}
+    retriever = PinRecRetriever(model, tokenizer, ItemIndex.build(vectors[some], rows=some, **belongs))
+    (by,) = retriever.generate([request_of({"save": 1}, num_steps=9)])
+    assert set(by.fed_rows) <= set(some)
+    retriever.index.add(vectors[50:52], np.array([50, 51]))
+    others = [item for row, item in enumerate(tokenizer.catalogue.ids(np.arange(60))) if row not in (50, 51)]
+    (by,) = retriever.generate([request_of({"save": 1}, num_steps=3, exclude=others)])
+    assert set(by.fed_rows) == {50, 51}
+
+
+def test_embeddings_above_a_cosine_of_nine_tenths_are_one(retriever, monkeypatch):
+    """Of what they say of the user: the constants that a dot product's end in would make all alike."""
+    config = retriever.model.config
+    cosines = np.array([1, 0.91, 0.89])
+    embeddings = np.full((3, config.embedding_size), 10, np.float32)
+    embeddings[:, : config.hidden_size] = 0
+    embeddings[:, 0], embeddings[[1, 2], [1, 2]] = cosines, np.sqrt(1 - cosines[1:] ** 2)
+    same = np.ones(3, np.int64)
+    written = Generated(embeddings, same, np.arange(1, 4), 0 * same, np.full(3, 1 / 3), np.empty(0, np.int64))
+    monkeypatch.setattr(retriever, "generate", lambda requests: [written] * len(requests))
+    found = retriever.search([request_of({"save": 1})], 12)
+    assert np.bincount(found.steps[0]).tolist() == [0, 8, 0, 4]
+    assert (retriever.rank_each([request_of({"save": 1})], 5)[0, :3] >= 0).all()  # each on its own
+
+
+def test_time_offsets_are_embeddings_of_their_own(make_model, tokenizer):
+    retriever = PinRecRetriever.build(make_model(time_offsets=[0, 30, 60]), tokenizer)
+    (by,) = retriever.generate([request_of({"save": 1}, num_steps=2)])
+    assert by.offsets.tolist() == [0, 30, 60] * 2
+    assert len(np.unique(by.embeddings, axis=0)) == 6
+
+
+@pytest.mark.parametrize("steps", ["3", [3], 0, 1.5, True])
+def test_a_number_of_steps_is_whole(retriever, steps):
+    with pytest.raises(ValueError, match="num_steps is"):
+        retriever.search([request_of({"save": 1}, num_steps=steps)], 5)
+
+
+def test_a_number_of_steps_may_be_numpys(retriever):
+    assert retriever.recommend([{}], num_steps=np.int64(2), k=5)
 
 
 @pytest.mark.parametrize("steps", [1, 6, 16])

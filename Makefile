@@ -83,4 +83,4 @@ benchmark-daily: .venv/demo       ## the figures of docs/daily.md: warm start ag
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" && touch $@
 
 clean:
-	rm -rf .venv .venv-peers site demo pinrec-base pinrec-base-search
+	rm -rf .venv .venv-peers site demo pinrec-base

@@ -40,8 +40,8 @@ def pretrain(architecture: str, output_dir: Path) -> None:
 
 
 def main() -> None:
-    adapter = Path(f"{MODEL}-search")
-    if left := [str(folder) for folder in (WORK, MODEL, adapter) if folder.exists()]:
+    adapter = MODEL / "adapters" / "search"
+    if left := [str(folder) for folder in (WORK, MODEL) if folder.exists()]:
         sys.exit(f"{', '.join(left)} left from another run: remove them first (rm -rf {' '.join(left)})")
     start = time.time()
     run(f"pinrec simulate --size 100000 --output-dir {WORK}/simulated")
@@ -77,6 +77,8 @@ def main() -> None:
     run(f"{search} --outcome click")
     run(f"pinrec trace {whose} --surface homefeed --num-steps 4 --picture {WORK}/trace.png")
     print(f"\n{time.time() - start:.0f} s in all. The report: {WORK}/report/report.html; the model: {MODEL}/")
+    print(f"In a browser: pinrec demo --model {MODEL} --data {WORK}/data --compare {WORK}/two-tower (extra `demo`)")
+    print(f"Before you train on your own log: rm -rf {WORK} {MODEL}")
 
 
 if __name__ == "__main__":

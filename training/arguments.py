@@ -154,9 +154,7 @@ def run_main(main: Callable[[], None]) -> None:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         raised_in = trace.tb_frame.f_globals["__name__"] if trace is not None else ""
-        if not raised_in.startswith(
-            ("pinrec_hf.", "__main__", "transformers.hf_argparser", "huggingface_hub.dataclasses")
-        ):
+        if not raised_in.startswith(REFUSING):
             raise
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
 """Finetune a pretrained base for one surface, from its feed views: a LoRA adapter, or a whole model.
 
 accelerate launch training/finetune.py --data data --model pinrec-base --surface search --lora \\
-    --output_dir pinrec-base-search
+    --output_dir pinrec-base/adapters/search
 accelerate launch training/finetune.py config.yaml
 accelerate launch training/finetune.py ... --resume True      # after a kill: ends in the same weights
 """

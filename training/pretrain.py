@@ -24,7 +24,7 @@ from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
-from pinrec_hf.modeling.configuration_pinrec import PRESETS, SIGNALS, PinRecConfig
+from pinrec_hf.modeling.configuration_pinrec import DAY, PRESETS, SIGNALS, PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
@@ -41,8 +41,6 @@ from pinrec_hf.training.record import record_embedding_norm, write_training_reco
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import WarmStart, warm_start
-
-DAY = 86_400
 
 
 @dataclass

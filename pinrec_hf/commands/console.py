@@ -84,7 +84,7 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
-    """`["search=pinrec-base-search"]` to a dict.
+    """`["search=pinrec-base/adapters/search"]` to a dict.
 
     Raises:
         ValueError: an entry without `=`, or a surface that is named twice.

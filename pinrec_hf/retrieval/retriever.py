@@ -136,8 +136,8 @@ class PinRecRetriever:
         Args:
             name: a folder, or a repo on the Hub. revision: of the repo.
             device: where the model runs; the CPU by default.
-            adapters: of surfaces, `{"search": "pinrec-base-search"}`: their requests are answered by them, in one pass
-                with those of other surfaces, which the base answers; see `load_surface_adapters`.
+            adapters: of surfaces, `{"search": "pinrec-base/adapters/search"}`: their requests are answered by them, in
+                one pass with those of other surfaces, which the base answers; see `load_surface_adapters`.
             histories: see the class.
 
         Raises:

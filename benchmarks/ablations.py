@@ -16,7 +16,7 @@ PAPER = (
 
 PICTURE = """[![Recall against intra-list diversity, a line a system through its settings](frontier.png)](frontier.png)
 
-Numbers beside the marks are the settings; crosses are 95 % intervals over users."""
+A line goes through its settings in the order of the legend, the last is named; crosses are 95 % intervals."""
 
 HEAD = """# Ablations: surfaces, outcomes, steps
 

@@ -117,8 +117,9 @@ def plot_learning_curve(history: Sequence[dict[str, Any]]) -> Figure:
 
 
 def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
-    """Recall over intra-list diversity, a line a system through its settings, with intervals over users."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    """Recall over intra-list diversity, a line a system through its settings, the last of them named, with intervals
+    over users."""
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
     ax = figure.subplots()
     for number, system in enumerate(dict.fromkeys(point.system for point in points)):
         own = [point for point in points if point.system == system]
@@ -136,14 +137,12 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
             markersize=6,
             linewidth=1.2,
             elinewidth=0.6,
-            label=system,
+            label=f"{system}: {', '.join(f'{point.knob:g}' for point in own)}",
         )
-        for point in own:
-            place = point.diversity.value, point.recall.value
-            ax.annotate(f"{point.knob:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+        ax.annotate(f"{own[-1].knob:g}", (x[0][-1], y[0][-1]), (5, 5), textcoords="offset points", fontsize=9)
     ax.set_xlabel(f"intra-list diversity@{points[0].k}")
     ax.set_ylabel(f"recall@{points[0].k}")
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=10)
     _bare(ax)
     ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     return figure

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAP_ITEMS, MAP_EVENTS = 5_000, 20
 LABEL_WIDTH = 34
+MARK_POINTS = 14.5
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class TracedEmbedding:
     Attributes:
         step: from 1. outcome: asked for, None = unspecified. offset: seconds after the request.
         share: of the request's slots. nearest: the eligible items nearest to it, best first.
-        is_fed: whether the first of them was fed back as the next event; an item that the request may not be given,
-            such as one that is not live, can be fed back too and is not shown.
+        is_fed: whether the first of them was fed back as the next event.
     """
 
     step: int
@@ -86,8 +86,6 @@ def plot_trace(
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    from matplotlib.transforms import offset_copy
-
     from pinrec_hf.evaluation.plots import Figure
 
     items = retriever.index.catalogue_embeddings()[:, : retriever.model.config.hidden_size]
@@ -108,28 +106,42 @@ def plot_trace(
         ax.plot(*past.T, color="#a1a1aa", linewidth=0.8, zorder=1)
         colours = np.column_stack([np.full((len(past), 3), 0.3), np.linspace(0.2, 1, len(past))])
         ax.scatter(past[:, 0], past[:, 1], s=34, c=colours, linewidths=0, zorder=2)
-    path = [one.nearest[0].row for one in traced if one.is_fed]
-    if len(history_rows) and path:
-        line = np.concatenate([past[-1:], place(path)])
-        ax.plot(*line.T, color="#18181b", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3)
-    outcomes = list(dict.fromkeys(one.outcome for one in traced))
-    number_style: dict[str, Any] = {"color": "white", "weight": "bold", "ha": "center", "va": "center_baseline"}
-    for place_of_outcome, outcome in enumerate(outcomes):
-        colour = outcome_colour(outcome, retriever.model.config.positive_outcomes)
-        # outcomes that point at the same item stand side by side
-        beside = offset_copy(ax.transData, figure, x=13 * (place_of_outcome - (len(outcomes) - 1) / 2), units="points")
-        for one in traced:
-            if one.outcome == outcome and one.nearest:
-                (x, y), layer = place(one.nearest[0].row), 5 - one.step / 99  # early steps on top
-                ax.scatter(x, y, s=210, color=colour, edgecolors="white", transform=beside, zorder=layer)
-                ax.text(x, y, str(one.step), fontsize=10.5, transform=beside, zorder=layer, **number_style)
     ax.set(title=title, xticks=[], yticks=[])
     ax.margins(0.05)
     ax.spines[:].set_visible(False)
     if not small:
-        ax.set_xlabel(f"grey: the last {MAP_EVENTS} items of the history, older is fainter; dashed: what is fed back")
+        ax.set_xlabel(
+            f"grey: the last {MAP_EVENTS} items of the history, older is fainter; dashed, ↩: what is fed back"
+        )
         _list_steps(figure.axes[1], traced, retriever.model.config.positive_outcomes)
+    pointing = [one for one in traced if one.nearest]
+    if pointing:
+        figure.draw_without_rendering()  # only then it is known where on the paper a place lies
+        ax.autoscale(False)
+        paper = ax.transData.transform(place([one.nearest[0].row for one in pointing]))
+        marks = ax.transData.inverted().transform(spread(paper, MARK_POINTS * figure.dpi / 72))
+        path = [mark for one, mark in zip(pointing, marks, strict=True) if one.is_fed]
+        if len(history_rows) and path:
+            ax.plot(*np.array([past[-1], *path]).T, color="#18181b", linewidth=1.4, linestyle=(0, (4, 2)), zorder=3)
+        for one, (x, y) in zip(pointing, marks, strict=True):
+            colour = outcome_colour(one.outcome, retriever.model.config.positive_outcomes)
+            ax.scatter(x, y, s=MARK_POINTS**2, color=colour, edgecolors="white", zorder=4)
+            style: dict[str, Any] = {"color": "white", "weight": "bold", "ha": "center", "va": "center_baseline"}
+            ax.text(x, y, str(one.step), fontsize=10.5, zorder=5, **style)
     return figure
+
+
+def spread(points: np.ndarray, distance: float, rounds: int = 500) -> np.ndarray:
+    """Points float64 `(n, 2)`, pushed apart until next to none are nearer to each other than `distance`."""
+    points = points + 1e-3 * np.arange(len(points))[:, None]  # equal ones need a direction
+    for _ in range(rounds):
+        gaps = points[:, None] - points
+        lengths = np.linalg.norm(gaps, axis=-1)
+        np.fill_diagonal(lengths, np.inf)
+        if lengths.min() >= 0.99 * distance:
+            break
+        points = points + 0.25 * (gaps * (np.maximum(distance - lengths, 0) / lengths)[..., None]).sum(1)
+    return points
 
 
 def _list_steps(ax: Any, traced: Sequence[TracedEmbedding], outcomes: Sequence[str]) -> None:

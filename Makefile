@@ -5,7 +5,7 @@ BIN    := .venv/bin
 
 .PHONY: demo docs test test-e2e test-all test-scale lint format clean \
 	benchmark-retrieval benchmark-surfaces benchmark-public benchmark-speed benchmark-serving benchmark-index \
-	benchmark-scale benchmark-daily
+	benchmark-scale benchmark-daily benchmark-short
 
 demo: .venv/demo            ## simulate, pretrain, compare, finetune, recommend: minutes on two cores
 	$(BIN)/python examples/demo.py
@@ -46,6 +46,10 @@ benchmark-public: .venv/test $(if $(filter-out peers,$(ROW)),,.venv-peers)   ## 
 benchmark-speed: .venv/test .venv-peers   ## the figures of docs/performance.md: ROW=loader for one of them, once more
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 HF_HUB_OFFLINE=1 \
 	$(BIN)/python benchmarks/speed.py $(if $(ROW),--row $(ROW) --again)
+
+benchmark-short: .venv/test .venv-peers   ## the short rows of the results once more, in some ten minutes: none may be worse
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 HF_HUB_OFFLINE=1 \
+	$(BIN)/python benchmarks/short.py
 
 .venv-peers:                      ## RecTools, which needs an older NumPy than this library
 	$(PYTHON) -m venv .venv-peers

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -243,17 +243,19 @@ def main() -> None:
         print_peak(*args.peak)
         return
     path = RESULTS / "speed.json"
-    done = {row["claim"] for row in json.loads(path.read_text())} if path.exists() else set()
-    for name in args.row or ROWS:
-        claim = PLAN["rows"][name]["claim"]
-        if claim in done and not args.again:
-            continue
+    done = {row["claim"] for row in json.loads(path.read_text())} if path.exists() and not args.again else set()
+    measure([name for name in args.row or ROWS if PLAN["rows"][name]["claim"] not in done])
+
+
+def measure(names: Iterable[str]) -> None:
+    """Measures rows and records them; without public data those that need it are skipped, by name."""
+    for name in names:
         if name in ("training_sampled", "training_full", "loader", "encoding") and not public_data().is_dir():
             print(f"skipped {name}: no public data in {public_data()}; set PINREC_DATA to the folder that holds it")
             continue
         value, met = ROWS[name]()
-        load = os.getloadavg()[0]
-        record("speed", [{"claim": claim, "target": target(name), "value": {**value, "load": load}, "met": met}], [0])
+        row = {"claim": PLAN["rows"][name]["claim"], "target": target(name), "met": met}
+        record("speed", [{**row, "value": {**value, "load": os.getloadavg()[0]}}], [0])
 
 
 if __name__ == "__main__":

@@ -93,6 +93,17 @@ class Eligibility:
         }
         return born, died, tuple(sorted(filters.items(), key=lambda pair: pair[0]))
 
+    def masks(self, requests: Sequence[Mapping[str, Any]], among: np.ndarray) -> np.ndarray:
+        """bool `(requests, catalogue)`: which of the catalogue rows `among` each request may be given."""
+        masks = np.zeros((len(requests), len(self.catalogue)), dtype=bool)
+        masks[:, among] = True
+        for own, request, without in zip(masks, requests, self.excluded_rows(requests), strict=True):
+            allowed = self.mask(self.key(request))
+            if allowed is not None:
+                own &= allowed
+            own[without] = False
+        return masks
+
     def mask(self, key: Any) -> np.ndarray | None:
         """bool over catalogue rows, True = may come; None where all may.
 

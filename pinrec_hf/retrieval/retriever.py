@@ -351,15 +351,7 @@ class PinRecRetriever:
         return self._items_to_feed[1]
 
     def _item_masks(self, requests: Sequence[Request]) -> np.ndarray:
-        """bool `(requests, catalogue)`: what may come."""
-        masks = np.zeros((len(requests), len(self.tokenizer.catalogue)), dtype=bool)
-        masks[:, self.index.rows[self.index.live.places]] = True
-        for mask, request, without in zip(masks, requests, self._eligibility.excluded_rows(requests), strict=True):
-            allowed = self._eligibility.mask(self._eligibility.key(request))
-            if allowed is not None:
-                mask &= allowed
-            mask[without] = False
-        return masks
+        return self._eligibility.masks(requests, self.index.rows[self.index.live.places])
 
     def lists(
         self, requests: Sequence[Request], k: int, similar: float

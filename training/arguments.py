@@ -92,6 +92,14 @@ class PinRecTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logged losses."})
     seed: int = field(default=0, metadata={"help": "Of weights, order, masks and negatives."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "--dataloader_persistent_workers: such workers go on drawing the first epoch's masks and negatives; "
+                "leave it out"
+            )
+
 
 @dataclass
 class FinetuningArguments:

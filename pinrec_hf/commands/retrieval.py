@@ -37,6 +37,7 @@ def add_commands(commands: Any) -> None:
     group.add_argument(
         "--remove", nargs="+", metavar="PARQUET", help="item_id and available_until, from when it is gone"
     )
+    group.add_argument("--boost", type=float, default=0.0, help="added to every score of a new item (default: 0)")
     group.add_argument("--time-unit", choices=["s", "ms", "us"], help="of times in these that are integers")
     group.add_argument("--output-dir", help="new folder, for --add and --remove: the model with its new index")
 
@@ -164,8 +165,9 @@ def _grow(args: argparse.Namespace) -> None:
         )
     folder = args.output_dir
     index = grow_index(
-        args.model, folder, add=args.add, remove=args.remove, time_unit=args.time_unit, device=best_device()
-    )
+        args.model, folder, add=args.add, remove=args.remove, boost=args.boost, time_unit=args.time_unit,
+        device=best_device(),
+    )  # fmt: skip
     if args.json:
         print_json({"model": folder, "kind": index.kind, "num_items": len(index), "dimension": index.dimension})
     else:

@@ -1,8 +1,10 @@
 """`pinrec index --add, --remove`: items come and go between two trainings, without a rebuild.
 
-A new item is known by its content and features at once; until the next training its own id row is the unknown item's.
-No weight changes, so that old items and adapters stay what they are. The result is a folder of its own, whole or
-absent: the old one goes on serving until the new one is released.
+A new item is found by its content and features at once, and by the id rows of the items that it looks like
+(`add_items`); in histories its id is the unknown item's until the next training. No weight changes, so that old items
+and adapters stay what they are: the new vectors stand in the index alone, and building it anew would make them without
+those rows. The result is a folder of its own, whole or absent: the old one goes on serving until the new one is
+released.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def grow_index(
     *,
     add: Input = None,
     remove: Input = None,
+    boost: float = 0.0,
     time_unit: str | None = None,
     device: str | None = None,
 ) -> ItemIndex:
@@ -49,6 +52,7 @@ def grow_index(
         output_dir: a new folder.
         add: items that the model's catalogue lacks, with the columns of `prepare`'s items.
         remove: `item_id` and `available_until` of items that it has; they stay in histories.
+        boost: added to every score of a new item: how many slots new items get at the cost of the others.
         time_unit: of times that are integers, `"s"`, `"ms"` or `"us"`. device: where the item encoder runs.
 
     Returns:
@@ -59,7 +63,8 @@ def grow_index(
         FileNotFoundError: no such folder, no index or items.parquet in it.
         ValueError: neither items to add nor to remove; items that break `prepare`'s contract, with ids or columns of
             another type or vectors of another width, to add and there already, or to remove and not there; a model
-            that reads neither content nor features, or that is damaged. Nothing is written then.
+            that reads neither content nor features, or that is damaged; a boost without full ids and their biases.
+            Nothing is written then.
     """
     root = Path(folder).resolve()  # of one release, also if `current` moves on meanwhile
     if not root.is_dir():
@@ -90,6 +95,7 @@ def grow_index(
         (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         if len(catalogue) > len(old):
             tokenizer.catalogue, rows = catalogue, np.arange(len(old), len(catalogue))
+            model.add_items(catalogue, boost)  # in memory: the folder keeps its weights
             index.add(encode_items(model, tokenizer, rows), rows, catalogue_fingerprint=catalogue.fingerprint)
         with TemporaryDirectory(dir=output) as beside:  # the output's own lock is taken
             index.save(beside)

@@ -17,7 +17,7 @@ from pinrec_hf import PinRecRetriever
 from pinrec_hf.cli import main
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.hub.release import publish
-from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, UNKNOWN_ITEM
+from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
 from pinrec_hf.modeling.vocabulary_pinrec import NEIGHBOURS, content_neighbours
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import base_fingerprint, encode_items, encode_requests, encoder_fingerprint
@@ -73,17 +73,33 @@ def test_old_items_keep_their_bits(saved_model, grown, requests_example):
         assert fingerprint(old.model) == fingerprint(new.model)
 
 
-def test_a_new_item_is_known_by_content_and_has_the_unknown_id(saved_model, grown):
+def test_a_new_item_is_known_by_content_and_by_the_rows_of_what_it_looks_like(saved_model, grown, tmp_path):
     model, tokenizer = load_pretrained(grown)
     rows = tokenizer.catalogue.rows(NEW)
     found = PinRecRetriever.from_pretrained(grown).index.vectors[rows]
-    assert (found == encode_items(model, tokenizer, rows)).all()
     table = model.item_encoder.full_ids
     assert table.num_embeddings == NUM_ITEMS + FIRST_ITEM  # no weight changed
     p5 = tokenizer.catalogue.rows(["p5"])
+    nearest = content_neighbours(tokenizer.catalogue, NUM_ITEMS, NEIGHBOURS)[0] + FIRST_ITEM
     with torch.no_grad():
-        table.weight[p5 + FIRST_ITEM] = table.weight[UNKNOWN_ITEM].clone()
+        table.weight[p5 + FIRST_ITEM] = table.weight[nearest].mean(0)
     assert np.allclose(encode_items(model, tokenizer, p5), found[:1], atol=1e-6)
+    boosted = tmp_path / "boosted"
+    grow_index(saved_model, boosted, add=new_items(), boost=1.5)
+    more = PinRecRetriever.from_pretrained(boosted).index.vectors[rows] - found
+    assert np.allclose(more[:, model.config.hidden_size], 1.5, atol=1e-6)  # what every request asks for with 1
+    assert np.allclose(np.delete(more, model.config.hidden_size, 1), 0)
+
+
+def test_a_boost_wants_id_rows(make_model, tokenizer, tiny_data, tmp_path):
+    base = tmp_path / "base"
+    make_model(item_id_embedding=None).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    write_item_table(tiny_data / "items.parquet", base / "items.parquet", tokenizer.catalogue)
+    build_index(base)
+    with pytest.raises(ValueError, match="a boost is a bias of new id rows"):
+        grow_index(base, tmp_path / "grown", add=new_items(), boost=1)
+    assert not (tmp_path / "grown").exists()
 
 
 def test_pinrec_recommends_a_new_item_by_its_content(make_model, tokenizer, tiny_data, tmp_path, capsys):

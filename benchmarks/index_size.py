@@ -69,7 +69,7 @@ def built(
     ItemIndex.build(items, kind="ivf", **KEYS).save(folder)
     seconds = time.perf_counter() - start
     index = ItemIndex.load(folder, **KEYS)
-    frontier = tune(index, tuning, recall)[1]
+    frontier = tune(index, tuning, recall, clock=time.thread_time)[1]
     figures = measure_point(index, queries, K, clock=time.thread_time)
     gib = (folder / "index.faiss").stat().st_size / 2**30
     return index, {**figures, "build_seconds": seconds, "index_gib": gib, "frontier": frontier}

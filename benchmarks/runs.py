@@ -1,6 +1,7 @@
 """What the benchmarks share: trained models that are not trained twice, and rows of claims."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -136,4 +137,6 @@ def gain(comparison: Comparison, metric: str, group: tuple[str, str] | None = No
     if not d.b:  # a peer that finds nothing has no ratio
         return dict.fromkeys(("percent", "low", "high", "detectable"))
     figures = {"percent": d.relative_percent, "low": d.relative_low, "high": d.relative_high}
-    return {**figures, "detectable": 100 * d.minimum_detectable_effect / d.b}
+    # as much longer or shorter as the relative interval is than the absolute one
+    scale = (d.relative_high - d.relative_low) / (d.high - d.low) if d.high > d.low else math.nan
+    return {**figures, "detectable": d.minimum_detectable_effect * scale}

@@ -234,7 +234,8 @@ class PinRecConfig(PreTrainedConfig):
         for surface, budget in (self.outcome_budgets or {}).items():
             if surface not in (self.surfaces or []):
                 raise ValueError(f"outcome_budgets name surface {surface!r}, which is not among {self.surfaces}")
-            if None in check_budget(budget, self):
+            check_budget(budget, self)
+            if None in budget:
                 raise ValueError(f"outcome_budgets of {surface!r} have an unspecified outcome, which JSON cannot name")
         if not (self.item_id_embedding or self.content_size or self.feature_buckets) and self.num_items:
             raise ValueError("an item needs an id embedding, content vectors or features to be told from another")

@@ -86,10 +86,11 @@ class PinRecGeneration(nn.Module):
                 is that of offset 0.
             item_embeddings (`torch.FloatTensor` of shape `(items, embedding_size)`, *optional*): of the whole
                 catalogue, in its order, as `get_item_features` makes them. With them the nearest item that is neither
-                in the batch's history, nor its subject, nor fed before (once none is left: the nearest of all) is fed
-                back; without, the embedding itself, at the mean length of the history's items (a dot product's query
-                has another length than an item).
-            item_mask (`torch.BoolTensor` of shape `(batch, items)`, *optional*): which of them may be fed back at all.
+                in the batch's history, nor the request's subject, nor fed before (once none is left: the nearest of
+                all) is fed back; without, the embedding itself, at the mean length of the history's items (a dot
+                product's query has another length than an item).
+            item_mask (`torch.BoolTensor` of shape `(batch, items)`, *optional*): which of them may be fed back, as long
+                as any is left.
             seed: draws the outcome that is fed back by budget; by default the outcomes take turns in proportion.
             cache: keys and values of all but the last events of the batch, padded as it is: only those last ones are
                 computed, and added to it with what is fed back. An empty one leaves them for the next request.
@@ -226,9 +227,9 @@ class _Feedback:
         self.fed: list[Tensor] = []
         is_item = batch["event_types"] == ITEM_EVENT
         if item_embeddings is not None:
-            # its subject is what a request lies nearest to, and nothing that is acted on next
-            is_there = is_item | (batch["event_types"] == SUBJECT_EVENT)
-            self.taken = torch.where(is_there, batch["item_ids"][batch["event_items"]], NO_ITEM)
+            # its subject, the last event, is what a request lies nearest to, and nothing that is acted on next
+            is_item[:, -1] |= batch["event_types"][:, -1] == SUBJECT_EVENT
+            self.taken = torch.where(is_item, batch["item_ids"][batch["event_items"]], NO_ITEM)
         else:
             table = model.get_item_features(**{name: batch[name] for name in ITEM_TABLE if name in batch})
             lengths = table[:, : self.size].norm(dim=-1)
@@ -243,9 +244,10 @@ class _Feedback:
         else:
             scores = embeddings.to(self.items.dtype) @ self.items.T
             rows, places = (self.taken >= FIRST_ITEM).nonzero(as_tuple=True)
-            left = scores if self.item_mask is None else scores.masked_fill(~self.item_mask, -torch.inf)
-            left = left.index_put((rows, self.taken[rows, places] - FIRST_ITEM), scores.new_tensor(-torch.inf))
-            left = left.where((left > -torch.inf).any(1, keepdim=True), scores)
+            allowed = scores if self.item_mask is None else scores.masked_fill(~self.item_mask, -torch.inf)
+            left = allowed.index_put((rows, self.taken[rows, places] - FIRST_ITEM), scores.new_tensor(-torch.inf))
+            for more in (allowed, scores):
+                left = left.where((left > -torch.inf).any(1, keepdim=True), more)
             nearest = left.argmax(1, keepdim=True)
             self.fed.append(nearest + FIRST_ITEM)
             self.taken = torch.cat([self.taken, nearest + FIRST_ITEM], 1)

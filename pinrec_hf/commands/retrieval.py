@@ -131,6 +131,8 @@ def index(args: argparse.Namespace) -> None:
 
     if args.add or args.remove or args.output_dir:
         return _grow(args)
+    if args.boost:
+        raise ValueError("--boost goes with --add: it is for the scores of new items")
     if args.tune != (args.data is not None):
         raise ValueError("--tune and --data go together: the dataset whose validation users are asked for")
     built = build_index(

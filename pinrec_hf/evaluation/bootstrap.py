@@ -162,7 +162,8 @@ def minimum_detectable_effect(deviations: np.ndarray, *, power: float = 0.8, alp
     """The smallest true difference that a two-sided test at `alpha` finds with probability `power`.
 
     Where chance alone moves an estimate by normal deviations, 2.80 standard errors for .05 and .8 (Bloom, Evaluation
-    Review 1995); here by those that were drawn, which are more where few seeds disagree.
+    Review 1995); here by those that were drawn, which are more where few seeds disagree. Of two or three seeds it is a
+    rough guide: their own spread, which it takes for the truth, may be a fifth or twice of it.
 
     Args:
         deviations: float64 `(draws, figures)` of estimates from the truth, NaN where nothing was counted.

@@ -34,7 +34,10 @@ def publish(model: str | os.PathLike[str], releases: str | os.PathLike[str]) -> 
         ValueError: model, catalogue, index and adapters do not belong together.
     """
     source, root = Path(model), Path(releases)
-    adapters = {path.name: path for path in sorted((source / "adapters").glob("*")) if path.is_dir()}
+    # one in training is SURFACE.training
+    adapters = {
+        path.name: path for path in sorted((source / "adapters").glob("*")) if path.is_dir() and not path.suffix
+    }
     files = [part / name for part in (source, *adapters.values()) for name in list_files(part).sizes]
     root.mkdir(parents=True, exist_ok=True)
     with only_run(root):

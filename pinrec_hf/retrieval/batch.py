@@ -21,7 +21,7 @@ from pinrec_hf.retrieval.encode import reading_fingerprint
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 from pinrec_hf.retrieval.users import UserFiles
 
-USERS_A_PART = 4_096
+USERS_A_PART, VECTORS_AT_ONCE = 4_096, 65_536
 ABOUT = "_retrieve.json"  # readers of a parquet folder skip names with an underscore
 
 
@@ -80,10 +80,12 @@ def retrieve_parquet(
 
 
 def index_fingerprint(retriever: PinRecRetriever) -> str:
-    """Hex digest of which items may come, and how they are searched."""
+    """Hex digest of which items may come, by which vectors, and how they are searched."""
     index, catalogue = retriever.index, retriever.tokenizer.catalogue
     digest = blake2b(repr((index.kind, index.neighbours.setting, retriever.similar)).encode(), digest_size=16)
     digest.update(index.rows[index.live.places].tobytes())
+    for start in range(0, len(index.rows), VECTORS_AT_ONCE):
+        digest.update(index.vectors[np.arange(start, min(start + VECTORS_AT_ONCE, len(index.rows)))].tobytes())
     if catalogue.has_availability:
         digest.update(catalogue.availability(np.arange(len(catalogue))).tobytes())
     return digest.hexdigest()

@@ -97,10 +97,14 @@ class Eligibility:
         """bool `(requests, catalogue)`: which of the catalogue rows `among` each request may be given."""
         masks = np.zeros((len(requests), len(self.catalogue)), dtype=bool)
         masks[:, among] = True
+        allowed: dict[str, np.ndarray | None] = {}
         for own, request, without in zip(masks, requests, self.excluded_rows(requests), strict=True):
-            allowed = self.mask(self.key(request))
-            if allowed is not None:
-                own &= allowed
+            key = self.key(request)
+            if repr(key) not in allowed:
+                allowed[repr(key)] = self.mask(key)
+            shared = allowed[repr(key)]
+            if shared is not None:
+                own &= shared
             own[without] = False
         return masks
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from contextlib import nullcontext
@@ -30,7 +31,7 @@ from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.retrieval.pretrained import load_pretrained
 
-NOT_COPIED = ("catalogue.safetensors", "index.json", "index.faiss", "index.safetensors", "*.partial-*")
+NOT_COPIED = ("catalogue.safetensors", "index.json", "index.faiss", "index.safetensors", "*.partial-*", "*.training")
 
 
 def grow_index(
@@ -73,6 +74,8 @@ def grow_index(
         raise FileNotFoundError(errno.ENOENT, f"{folder!s} holds no items.parquet; copy the model's folder whole")
     if add is None and remove is None:
         raise ValueError("neither items to add nor items to remove were given")
+    if boost and (add is None or not math.isfinite(boost)):
+        raise ValueError(f"boost {boost} is for the scores of items to add: give those too, and a finite number")
     with new_directory(output_dir) as output:
         model, tokenizer = load_pretrained(root, device=device)
         old = tokenizer.catalogue

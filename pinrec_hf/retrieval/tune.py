@@ -50,7 +50,9 @@ def measure_point(
     return _point(index, queries, exact_rows(index, queries, k), clock)
 
 
-def measure_frontier(index: ItemIndex, queries: np.ndarray, k: int = K) -> Frontier:
+def measure_frontier(
+    index: ItemIndex, queries: np.ndarray, k: int = K, clock: Callable[[], float] = time.perf_counter
+) -> Frontier:
     """[`measure_point`] of each search setting, by rising setting, up to the first that finds next to all; the index's
     own setting is as before."""
     best = exact_rows(index, queries, k)
@@ -58,7 +60,7 @@ def measure_frontier(index: ItemIndex, queries: np.ndarray, k: int = K) -> Front
     frontier = []
     for setting in index.neighbours.settings() or [before]:
         index.neighbours.setting = setting
-        frontier.append(_point(index, queries, best))
+        frontier.append(_point(index, queries, best, clock))
         if frontier[-1]["recall"] >= SATURATED:
             break
     index.neighbours.setting = before
@@ -70,9 +72,7 @@ def exact_rows(index: ItemIndex, queries: np.ndarray, k: int) -> np.ndarray:
     return index.rows[index.vectors.nearest(queries, index.live.places, min(k, len(index)))[1]]
 
 
-def _point(
-    index: ItemIndex, queries: np.ndarray, best: np.ndarray, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Any]:
+def _point(index: ItemIndex, queries: np.ndarray, best: np.ndarray, clock: Callable[[], float]) -> dict[str, Any]:
     seconds, hits = [], []
     for query, rows in zip(queries, best, strict=True):
         start = clock()
@@ -84,7 +84,9 @@ def _point(
     return {"setting": index.neighbours.setting, "recall": recall, "p50_ms": float(p50), "p90_ms": float(p90)}
 
 
-def tune(index: ItemIndex, queries: np.ndarray, recall: float) -> tuple[dict[str, Any], Frontier]:
+def tune(
+    index: ItemIndex, queries: np.ndarray, recall: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, Any], Frontier]:
     """Give the index the smallest setting that reaches `recall`, or the best there is.
 
     Returns:
@@ -95,7 +97,7 @@ def tune(index: ItemIndex, queries: np.ndarray, recall: float) -> tuple[dict[str
     """
     if not 0 < recall <= 1:
         raise ValueError(f"recall is {recall}; ask for more than 0 and at most 1")
-    frontier = measure_frontier(index, queries)
+    frontier = measure_frontier(index, queries, clock=clock)
     reaching = [point for point in frontier if point["recall"] >= recall]
     chosen = reaching[0] if reaching else max(frontier, key=lambda point: point["recall"])
     index.neighbours.setting = chosen["setting"]

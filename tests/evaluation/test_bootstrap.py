@@ -98,6 +98,5 @@ def test_few_seeds_cover_the_truth():
         moved = 5 + rng.normal(size=(3, 1, 1)) + rng.normal(scale=0.1, size=(3, 200, 1))
         (found,) = paired_differences((moved, ones), (5 * ones, ones), resamples=400, seed=seed)
         covered.append(found.low <= 0 <= found.high)
-        # what could have been seen is more than what could not be told from nothing
         assert found.minimum_detectable_effect > (found.high - found.low) / 2
     assert 0.9 <= np.mean(covered) <= 0.99

@@ -31,6 +31,7 @@ from pinrec_hf.modeling.configuration_pinrec import PRESETS, PinRecConfig
         ({"surfaces": ["a"], "outcome_budgets": {"b": {"save": 1.0}}}, "surface 'b', which is not among"),
         ({"surfaces": ["a"], "outcomes": ["save"], "outcome_budgets": {"a": {"sav": 1.0}}}, "'sav' is not among"),
         ({"surfaces": ["a"], "outcome_budgets": {"a": {None: 1.0}}}, "unspecified outcome, which JSON cannot name"),
+        ({"surfaces": ["a"], "outcomes": ["save"], "outcome_budgets": {"a": {None: 0.0, "save": 1.0}}}, "JSON cannot"),
         ({"num_items": 5, "item_id_embedding": None}, "an id embedding, content vectors or features"),
     ],
 )

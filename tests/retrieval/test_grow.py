@@ -19,8 +19,10 @@ from pinrec_hf.data.prepare import prepare
 from pinrec_hf.hub.release import publish
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
 from pinrec_hf.modeling.vocabulary_pinrec import NEIGHBOURS, content_neighbours
+from pinrec_hf.retrieval.batch import index_fingerprint
 from pinrec_hf.retrieval.build import build_index
 from pinrec_hf.retrieval.encode import base_fingerprint, encode_items, encode_requests, encoder_fingerprint
+from pinrec_hf.retrieval.export import export_parquet
 from pinrec_hf.retrieval.grow import grow_index
 from pinrec_hf.retrieval.item_table import write_item_table
 from pinrec_hf.retrieval.pretrained import load_pretrained
@@ -89,6 +91,33 @@ def test_a_new_item_is_known_by_content_and_by_the_rows_of_what_it_looks_like(sa
     more = PinRecRetriever.from_pretrained(boosted).index.vectors[rows] - found
     assert np.allclose(more[:, model.config.hidden_size], 1.5, atol=1e-6)  # what every request asks for with 1
     assert np.allclose(np.delete(more, model.config.hidden_size, 1), 0)
+
+
+@pytest.mark.parametrize(("what", "boost"), [({"remove": ends(["p1"])}, 1.0), ({"add": new_items()}, float("nan"))])
+def test_a_boost_is_a_number_for_items_to_add(saved_model, tmp_path, what, boost):
+    with pytest.raises(ValueError, match="is for the scores of items to add"):
+        grow_index(saved_model, tmp_path / "grown", boost=boost, **what)
+
+
+def test_what_is_in_training_is_not_copied(saved_model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(saved_model, base)
+    (base / "adapters" / "search.training" / "checkpoint-5").mkdir(parents=True)
+    grow_index(base, tmp_path / "grown", add=new_items())
+    assert not (tmp_path / "grown" / "adapters" / "search.training").exists()
+    assert not (publish(base, tmp_path / "releases") / "adapters").exists()
+
+
+def test_exported_vectors_and_the_fingerprint_of_a_search_are_those_of_the_grown_index(saved_model, tmp_path):
+    retrievers = []
+    for boost in (0.0, 5.0):
+        grow_index(saved_model, tmp_path / f"boost-{boost}", add=new_items(), boost=boost)
+        retrievers.append(PinRecRetriever.from_pretrained(tmp_path / f"boost-{boost}"))
+    assert index_fingerprint(retrievers[0]) != index_fingerprint(retrievers[1])
+    export_parquet(retrievers[1], tmp_path / "out", progress=False)
+    items = pq.read_table(tmp_path / "out" / "items.parquet")
+    assert items["item_id"].to_pylist()[-2:] == NEW
+    assert (np.stack(items["embedding"].to_pylist()) == retrievers[1].index.vectors.whole()).all()
 
 
 def test_a_boost_wants_id_rows(make_model, tokenizer, tiny_data, tmp_path):

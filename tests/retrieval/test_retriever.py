@@ -207,6 +207,17 @@ def test_what_is_fed_back_might_have_come(model, tokenizer, items):
         assert set(by.fed_rows) <= set(retriever.search([asked], 60).rows[0])
 
 
+def test_the_subject_of_an_earlier_view_may_come_and_be_fed_back(retriever, tokenizer):
+    history = {"item_id": ["p0"], "outcomes": [["save"]], "context_item_id": ["p7"], "surface": ["related"]}
+    others = [item for item in tokenizer.catalogue.ids(np.arange(60)) if item not in ("p0", "p7", "p9")]
+    asked = request_of({"save": 1}, num_steps=4, history=history, exclude=others)
+    found = {row for row in retriever.search([asked], 60).rows[0] if row >= 0}
+    assert found == set(tokenizer.catalogue.rows(["p7", "p9"]))
+    (by,) = retriever.generate([asked])
+    assert set(by.fed_rows[:2]) == found
+    assert by.fed_rows[2] in found  # none is left: again the nearest of those that may come
+
+
 def test_an_index_of_some_items_feeds_back_those_alone(model, tokenizer):
     vectors, some = encode_items(model, tokenizer), np.arange(10, 40)
     index = PinRecRetriever.build(model, tokenizer).index

@@ -31,7 +31,7 @@ BESIDE = """## Beside the paper
 What the paper reports is taken from the abstract page and summaries of its v7, not checked against its tables. It
 counts unordered recall, which more embeddings raise by themselves; ours of steps is at equal slots.
 """
-ORDER = ("KuaiRand", "ML-1M", "simulator")
+ORDER = ("KuaiRand", "ML-1M", "simulator", "adapters")
 
 
 def write_ablations() -> None:

@@ -1,7 +1,7 @@
 """The figures of docs/ablations.md: surfaces, outcomes, steps; benchmarks/results/surfaces.json, a row a claim.
 
     make benchmark-surfaces                             # everything; what is done already is not run again
-    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps, frontier or worlds
+    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps, frontier, worlds or adapters
 
 Models lie in runs/benchmark/, the figures of each world in benchmarks/results/worlds.json; a killed run goes on where
 it was.
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from ablations import write_ablations
 from apart import OwnHistory, one_surface
+from mixed import mixed_rows
 from runs import (
     RESULTS,
     ROOT,
@@ -345,14 +346,18 @@ def worlds() -> None:
         write_ablations()
 
 
-ROWS = {"kuairand": kuairand, "outcomes": outcomes, "steps": steps, "frontier": frontier, "worlds": worlds}
+def adapters() -> None:
+    record("surfaces", mixed_rows(PLAN["adapters"]), [0])
+
+
+ROWS = {f.__name__: f for f in (kuairand, outcomes, steps, frontier, worlds, adapters)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=sorted(ROWS), action="append", help="only this; repeatable")
     args = parser.parse_args()
-    if set(args.row or ROWS) - {"worlds", "frontier"} and not public_data().is_dir():
+    if set(args.row or ROWS) - {"worlds", "frontier", "adapters"} and not public_data().is_dir():
         sys.exit(f"skipped: no public data in {public_data()}; set PINREC_DATA, or run --row worlds")
     start = time.time()
     for name in args.row or ROWS:

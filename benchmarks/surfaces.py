@@ -1,7 +1,7 @@
 """The figures of docs/ablations.md: surfaces, outcomes, steps; benchmarks/results/surfaces.json, a row a claim.
 
     make benchmark-surfaces                             # everything; what is done already is not run again
-    python benchmarks/surfaces.py --row worlds          # kuairand, outcomes, steps, frontier, worlds or adapters
+    python benchmarks/surfaces.py --row worlds          # or another of ROWS
 
 Models lie in runs/benchmark/, the figures of each world in benchmarks/results/worlds.json; a killed run goes on where
 it was.
@@ -60,11 +60,11 @@ def chosen_models(name: str, seeds: Sequence[int]) -> list[Path]:
     ]
 
 
-# -- KuaiRand: conditions, finetuning --------------------------------------------------------------------------------
+# -- KuaiRand: conditions, a model a surface, finetuning ------------------------------------------------------------
 
 
 def kuairand() -> None:
-    """Without a condition; a model a surface; finetuned per surface. Each row is recorded as soon as it is known."""
+    """Without a condition; a model a surface. Each row is recorded as soon as it is known."""
     plan, seeds = PLAN["kuairand"], PLAN["kuairand"]["seeds"]
     models = chosen_models("kuairand", seeds)
     data = prepared("kuairand", RETRIEVAL["kuairand"]["folder"])
@@ -86,29 +86,43 @@ def kuairand() -> None:
         met = found["percent"] <= most and found["high"] < 0
         record("surfaces", [row(f"KuaiRand: {signal} condition and input removed", target, value, met)], seeds)
     record("surfaces", [apart_row(models, requests, data, trial, seeds)], seeds)
+
+
+def finetuning() -> None:
+    """KuaiRand finetuned per surface, whole or by LoRA, with impression negatives or without; recorded seed by seed."""
+    plan, seeds = PLAN["kuairand"], PLAN["kuairand"]["seeds"]
+    models = chosen_models("kuairand", seeds)
+    data = prepared("kuairand", RETRIEVAL["kuairand"]["folder"])
+    requests = load_requests(data, "test", load_pretrained(models[0])[1].catalogue)
     sampled = [with_sampled_softmax(folder) for folder in models]  # under the full one impressions say nothing
-    finetunings: dict[tuple[str, bool], list[Evaluation]] = {}
-    for variant, negatives in (("full", True), ("full", False), ("adapters", True), ("adapters", False)):
-        runs = finetunings[variant, negatives] = [
-            finetuned(folder, data, requests, variant, negatives, seed)
-            for folder, seed in zip(sampled, seeds, strict=True)
-        ]
-        comparison = compare(runs, base)
+    base: list[Evaluation] = []
+    runs: dict[tuple[str, bool], list[Evaluation]] = {(v, n): [] for v in plan["finetune"] for n in (True, False)}
+    for seed, pretrained_folder, folder in zip(seeds, models, sampled, strict=True):
+        base.append(measured(pretrained_folder, requests, "pinrec"))
+        for (variant, negatives), found in runs.items():
+            found.append(finetuned(folder, data, requests, variant, negatives, seed))
+        record("surfaces", finetuning_rows(base, runs), seeds[: len(base)])
+        write_ablations()
+
+
+def finetuning_rows(base: Sequence[Evaluation], runs: Mapping[tuple[str, bool], Sequence[Evaluation]]) -> list[Any]:
+    names = {"full": "full", "adapters": "LoRA"}
+    rows = []
+    for (variant, negatives), found in runs.items():
+        comparison = compare(found, base)
         pooled = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
-        known = [surface for surface in plan["surfaces"] if surface in comparison.groups["surface"]]
+        known = [surface for surface in PLAN["kuairand"]["surfaces"] if surface in comparison.groups["surface"]]
         each = {f"tab {surface}": gain(comparison, "recall@50", ("surface", surface)) for surface in known}
-        how = (
-            f"{'LoRA' if variant == 'adapters' else variant}, {'with' if negatives else 'without'} impression negatives"
-        )
+        how = f"{names[variant]}, {'with' if negatives else 'without'} impression negatives"
         claim = f"KuaiRand: finetuning per surface ({how}) over pretraining, pooled"
         met = pooled["recall@50"]["percent"] >= 2 and pooled["recall@50"]["low"] > 0
-        value = {"pooled": pooled, **each}
-        record("surfaces", [row(claim, "R@50 >= +2 %, interval above 0", value, met)], seeds)
-    for variant in ("full", "adapters"):
-        comparison = compare(finetunings[variant, True], finetunings[variant, False])
+        rows.append(row(claim, "R@50 >= +2 %, interval above 0", {"pooled": pooled, **each}, met))
+    for variant, name in names.items():
+        comparison = compare(runs[variant, True], runs[variant, False])
         value = {metric: gain(comparison, metric) for metric in ("recall@10", "recall@50")}
-        claim = f"KuaiRand: impression negatives in finetuning ({'LoRA' if variant == 'adapters' else variant}), pooled"
-        record("surfaces", [row(claim, "R@50 above 0", value, value["recall@50"]["low"] > 0)], seeds)
+        claim = f"KuaiRand: impression negatives in finetuning ({name}), pooled"
+        rows.append(row(claim, "R@50 above 0", value, value["recall@50"]["low"] > 0))
+    return rows
 
 
 def apart_row(models: Sequence[Path], requests: Requests, data: Path, trial: Mapping[str, Any],
@@ -350,7 +364,7 @@ def adapters() -> None:
     record("surfaces", mixed_rows(PLAN["adapters"]), [0])
 
 
-ROWS = {f.__name__: f for f in (kuairand, outcomes, steps, frontier, worlds, adapters)}
+ROWS = {f.__name__: f for f in (kuairand, finetuning, outcomes, steps, frontier, worlds, adapters)}
 
 
 def main() -> None:

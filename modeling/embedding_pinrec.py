@@ -14,7 +14,9 @@ from .configuration_pinrec import (
     PinRecConfig,
 )
 
-GAP_PERIODS = 32
+MICROSECONDS = 1_000_000
+GAP_PERIODS = tuple(round(MICROSECONDS * (28 * DAY) ** (i / 31)) for i in range(32))
+"""Microseconds: 32 periods from 1 s to 4 weeks, evenly spaced by their logarithm."""
 
 
 class PinRecRMSNorm(nn.Module):
@@ -122,22 +124,25 @@ class TimeEncoding(nn.Module):
     def __init__(self, config: PinRecConfig) -> None:
         super().__init__()
         self.periods = config.time_periods or []
-        self.gap_phase = nn.Parameter(torch.zeros(GAP_PERIODS))
-        self.proj = nn.Linear(2 * len(self.periods) + GAP_PERIODS + 3, config.hidden_size)
+        self.gap_phase = nn.Parameter(torch.zeros(len(GAP_PERIODS)))
+        self.proj = nn.Linear(2 * len(self.periods) + len(GAP_PERIODS) + 3, config.hidden_size)
 
     def forward(self, timestamps: Tensor, gaps: Tensor) -> Tensor:
         """int64 seconds since epoch (UTC) and int64 seconds since the event before, -1 unknown, any shape."""
-        periods = torch.tensor(self.periods, device=timestamps.device)
-        # the modulo is taken in int64: a float32 second steps by 128 s at today's timestamps
-        phase = (timestamps[..., None] % periods).float() / periods * (2 * math.pi)
+        # the modulo is taken in int64: a float32 second steps by 128 s at today's timestamps, and on another device the
+        # phase of a long gap would be another
+        phase = _phase(timestamps, torch.tensor(self.periods, device=timestamps.device))
         known = (timestamps >= 0)[..., None].float()
-        gap_periods = torch.logspace(0, math.log10(28 * DAY), GAP_PERIODS, device=gaps.device)
-        gap = gaps.clamp(min=0)[..., None].float()
-        gap_known = (gaps >= 0)[..., None].float()
-        wave = torch.sin(gap / gap_periods * (2 * math.pi) + self.gap_phase.float())
+        gaps, gap_known = gaps.clamp(min=0), (gaps >= 0)[..., None].float()
+        wave = _phase(gaps * MICROSECONDS, torch.tensor(GAP_PERIODS, device=gaps.device)) + self.gap_phase.float()
         features = [phase.sin() * known, phase.cos() * known, known]
-        features += [wave * gap_known, gap.log1p() / 10 * gap_known, gap_known]
+        features += [wave.sin() * gap_known, gaps[..., None].float().log1p() / 10 * gap_known, gap_known]
         return self.proj(torch.cat(features, -1).to(self.proj.weight.dtype))
+
+
+def _phase(times: Tensor, periods: Tensor) -> Tensor:
+    """int64 times `(...)` and periods `(n,)` of one unit to float32 radians `(..., n)`."""
+    return (times[..., None] % periods).float() / periods * (2 * math.pi)
 
 
 def outcome_indicators(outcome_sets: Tensor, outcomes: int) -> Tensor:

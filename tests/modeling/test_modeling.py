@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM
+from pinrec_hf.modeling.embedding_pinrec import GAP_PERIODS, MICROSECONDS, _phase
 from pinrec_hf.modeling.modeling_pinrec import HashedEmbedding, PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import check_catalogue, encode_items, encode_requests
@@ -507,3 +509,13 @@ def test_a_tokenizer_of_another_catalogue_is_refused(model, tokenizer, requests_
     for refused in (lambda: encode_items(model, other), lambda: encode_requests(model, other, requests_example)):
         with pytest.raises(ValueError, match=r"trained on the catalogue \w+, the tokenizer holds \w+ \(61 items\)"):
             refused()
+
+
+def test_the_phase_of_a_long_gap_is_exact():
+    """In float32 a year's gap was off by more than a turn at the shortest periods, and differently on each device."""
+    gaps = [1, 59, 86_400, 30 * 86_400 + 7, 90 * 86_400 + 1, 400 * 86_400]
+    phases = _phase(torch.tensor(gaps) * MICROSECONDS, torch.tensor(GAP_PERIODS)).sin()
+    exact = [[math.sin(2 * math.pi * (gap * MICROSECONDS % period) / period) for period in GAP_PERIODS] for gap in gaps]
+    torch.testing.assert_close(phases, torch.tensor(exact), atol=2e-6, rtol=0)
+    assert GAP_PERIODS[0] == MICROSECONDS
+    assert GAP_PERIODS[-1] == 28 * 86_400 * MICROSECONDS

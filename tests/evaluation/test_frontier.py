@@ -33,7 +33,8 @@ def test_mmr_gives_up_recall_for_diversity_only_as_told(ranker, tiny_data):
     assert (points[0].recall, points[0].diversity) == (points[3].recall, points[3].diversity)
     assert points[0].to_dict()["recall"]["value"] == points[0].recall.value
     figure = plot_frontier(points)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "0.5", "0.1", "0"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.1", "0"]  # the last of each line
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MMR: 1, 0.5, 0.1", "plain: 0"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MMR", "plain"]
     with pytest.raises(ValueError, match="at least one setting"):
         measure_frontier({"MMR": (lambda _: ranker, ())}, requests, catalogue)

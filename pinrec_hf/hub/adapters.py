@@ -1,7 +1,7 @@
 """Surface adapters: LoRA weights of backbone and outcome head, with what says whose they are.
 
-    pinrec-base-search/adapter_config.json, adapter_model.safetensors    PEFT's own
-                       surface_config.json                               surface, base and default outcome budget
+    adapters/search/adapter_config.json, adapter_model.safetensors    PEFT's own
+                    surface_config.json                               surface, base and default outcome budget
 
 PEFT would load an adapter on any base that has modules of the same names, and drop what it does not know: the surface
 config is checked before anything is loaded. An adapter holds LoRA weights alone, no rows of the tables of surfaces and
@@ -73,7 +73,7 @@ def load_surface_adapters(
 
     In a batch of mixed surfaces, say for each row which adapter answers it, `"__base__"` for none:
 
-        model = load_surface_adapters(model, {"search": "pinrec-base-search"})
+        model = load_surface_adapters(model, {"search": "pinrec-base/adapters/search"})
         model(**batch, adapter_names=["search", "__base__"])
 
     Without `adapter_names` the first adapter answers every row. The adapters' default outcome budgets go into
@@ -92,7 +92,7 @@ def load_surface_adapters(
             that the base does not know; a model that carries adapters already.
     """
     if not adapters:
-        raise ValueError("no adapters: give a dict such as {'search': 'pinrec-base-search'}")
+        raise ValueError("no adapters: give a dict such as {'search': 'pinrec-base/adapters/search'}")
     if getattr(model, "peft_config", None):
         raise ValueError(
             f"the model carries the adapters {sorted(model.peft_config)} already; load the base again and give all "

@@ -57,13 +57,23 @@ class HashedEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(functions * rows, size // functions))
 
     def forward(self, hashes: Tensor) -> Tensor:
+        vectors = nn.functional.embedding(self._rows(hashes), self.weight, sparse=self.sparse).flatten(-2)
+        return vectors * (hashes != 0)[..., None]
+
+    def bag(self, hashes: Tensor) -> Tensor:
+        """`(n, values)` to the sums `(n, size)` of each row's vectors, with one hash function; no vector is copied."""
+        known = (hashes != 0).to(self.weight.dtype)
+        rows = self._rows(hashes).squeeze(-1)
+        return nn.functional.embedding_bag(rows, self.weight, mode="sum", per_sample_weights=known, sparse=self.sparse)
+
+    def _rows(self, hashes: Tensor) -> Tensor:
+        """`(...)` to rows of the table `(..., functions)`."""
         rows = [
             # multiply-shift hashing (Dietzfelbinger 1997): the high bits are the well-mixed ones
             (((hashes * multiplier) >> 32) & 0x7FFFFFFF) % self.rows + i * self.rows
             for i, multiplier in enumerate(self.MULTIPLIERS[: self.functions])
         ]
-        vectors = nn.functional.embedding(torch.stack(rows, -1), self.weight, sparse=self.sparse).flatten(-2)
-        return vectors * (hashes != 0)[..., None]
+        return torch.stack(rows, -1)
 
 
 class EntityEncoder(nn.Module):
@@ -104,8 +114,8 @@ class EntityEncoder(nn.Module):
         if self.content is not None:
             total = total + self.content(cast(Tensor, vectors).to(self.content.weight.dtype))
         if self.features is not None:
-            bag = self.features(features).sum(-2)
-            bias = None if self.feature_bias is None else self.feature_bias(features).sum(-2)
+            bag = self.features.bag(cast(Tensor, features))
+            bias = None if self.feature_bias is None else self.feature_bias.bag(cast(Tensor, features))
             total = total + (bag if bias is None else torch.cat([bag, bias], -1))
         hidden = self.norm(total[:, : self.hidden_size])
         return total + self.down_proj(self.act_fn(self.up_proj(hidden)))

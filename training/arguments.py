@@ -1,5 +1,6 @@
 """What the training scripts can be told, on the command line or in one YAML file."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -147,6 +148,20 @@ def parse_arguments(*classes: type) -> tuple[Any, ...]:
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(sys.argv[1])
     return parser.parse_args_into_dataclasses()
+
+
+def read_json(name: str, text: str) -> Any:
+    """An argument that is JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--{name} {text!r} is no JSON ({error}); quote it for the shell: --{name} '{{\"key\": 0.5}}'"
+        ) from error
 
 
 REFUSING = ("pinrec_hf.", "__main__", "transformers.hf_argparser", "huggingface_hub.dataclasses")

@@ -6,7 +6,6 @@ accelerate launch training/finetune.py config.yaml
 accelerate launch training/finetune.py ... --resume True      # after a kill: ends in the same weights
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from transformers.utils import logging
 from pinrec_hf.data.collator import FinetuningCollator
 from pinrec_hf.data.dataset_folder import default_budgets, read_metadata
 from pinrec_hf.data.views import ViewDataset, encode_views
-from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces
+from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.hub.adapters import ADAPTED, check_adapter_name, save_surface_adapter
 from pinrec_hf.modeling.configuration_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
@@ -33,12 +32,14 @@ from pinrec_hf.training.arguments import (
     FinetuningArguments,
     FinetuningTrainingArguments,
     parse_arguments,
+    read_json,
     run_main,
 )
 from pinrec_hf.training.pretrain import DAY, recall_on, save_model
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.warm_start import check_polarity
 
 logger = logging.get_logger("pinrec_hf.finetune")
 LEARNING_RATE = {True: 5e-4, False: 2e-4}
@@ -65,8 +66,9 @@ def prepare_finetuning(
 
     Raises:
         FileNotFoundError: there is no such base or data folder.
-        ValueError: a surface that the base does not know or that has no target, a budget that divides nothing, LoRA
-            without a surface or together with an unfrozen item encoder, or a base that is damaged.
+        ValueError: a surface that the base does not know or that has no target, a budget that divides nothing, an
+            outcome of another polarity than the base's, LoRA without a surface or together with an unfrozen item
+            encoder, or a base that is damaged.
     """
     if args.lora:
         if args.surface is None:
@@ -83,6 +85,7 @@ def prepare_finetuning(
     metadata = read_metadata(data_args.data)
     base = find_folder(args.model, args.revision)
     model, tokenizer = load_pretrained(base)
+    check_polarity(tokenizer, metadata, args.model)
     where = "any surface" if args.surface is None else f"surface {args.surface!r}"
     if args.surface not in (None, *tokenizer.surfaces):
         raise ValueError(
@@ -114,9 +117,11 @@ def prepare_finetuning(
         last_time=last,
         impression_negatives=args.impression_negatives,
     )
-    budget = default_budgets(metadata).get(args.surface) if args.surface else None
+    shares = default_budgets(metadata).get(args.surface, {}) if args.surface else {}
+    budget = {o: share for o, share in shares.items() if o in tokenizer.outcomes} or None
     if args.outcome_budget is not None:
-        budget = json.loads(args.outcome_budget)
+        budget = read_json("outcome_budget", args.outcome_budget)
+    if budget is not None:
         check_budget(budget, model.config)
     fingerprint = base_fingerprint(model)
     set_seed(training_args.seed)
@@ -142,10 +147,10 @@ def adapt(model: PinRecModel, args: FinetuningArguments) -> PinRecModel | PeftMo
 
 def validation_requests(data_args: DataArguments, args: FinetuningArguments, tokenizer: PinRecTokenizer) -> Requests:
     """The surface's requests of the validation split."""
-    requests = load_requests(
-        data_args.data, "validation", tokenizer.catalogue, max_users=data_args.validation_users, seed=0
+    users = data_args.validation_users
+    return load_requests(
+        data_args.data, "validation", tokenizer.catalogue, surface=args.surface, max_users=users, seed=0
     )
-    return requests if args.surface is None else only_surfaces(requests, args.surface)
 
 
 def train(

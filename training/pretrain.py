@@ -6,7 +6,6 @@ accelerate launch training/pretrain.py config.yaml
 accelerate launch training/pretrain.py ... --resume True      # after a kill: ends in the same weights
 """
 
-import json
 import shutil
 import sys
 import time
@@ -33,6 +32,7 @@ from pinrec_hf.training.arguments import (
     ModelArguments,
     PinRecTrainingArguments,
     parse_arguments,
+    read_json,
     run_main,
 )
 from pinrec_hf.training.defaults import choose_batches, default_config
@@ -80,7 +80,7 @@ def prepare_pretraining(
         raise ValueError(f"--recent_days {model_args.recent_days} must be above 0; 1 is the last day of train")
     if not 0 <= model_args.replay <= 1:
         raise ValueError(f"--replay {model_args.replay} is a share and must lie between 0 and 1")
-    overrides: dict[str, Any] = {**json.loads(model_args.config_overrides or "{}"), **fixed}
+    overrides: dict[str, Any] = {**read_json("config_overrides", model_args.config_overrides or "{}"), **fixed}
     preset = model_args.preset or "small"
     length = overrides.get("max_position_embeddings", PRESETS.get(preset, {}).get("max_position_embeddings"))
     warm = None
@@ -120,7 +120,8 @@ def prepare_pretraining(
         since = last - int(model_args.recent_days * DAY)
         share, seed = model_args.replay, training_args.seed
         dataset.keep_recent(tokenizer.positive_mask, config.num_items, since=since, replay=share, seed=seed)
-    counts = dataset.target_counts(tokenizer.positive_mask, config.num_items)
+    ahead = data_args.target_window if data_args.target == "window" else 1
+    counts = dataset.target_counts(tokenizer.positive_mask, config.num_items, ahead)
     if not counts.sum():
         raise ValueError(f"{data_args.data} has no training target: no event of a known item has a positive outcome")
     uniform_negatives = choose_batches(dataset, data_args, training_args)

@@ -17,6 +17,7 @@ import yaml
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import generate_requests
+from pinrec_hf.retrieval.request import readable
 
 NAME = "training.json"
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -28,8 +29,7 @@ def record_embedding_norm(
 ) -> None:
     """Put into the config the mean length of embeddings as they are served, of at most `NORM_REQUESTS` requests."""
     some = requests[:: -(-len(requests) // NORM_REQUESTS)]
-    unread = {} if tokenizer.request_features else {"request_features": None}
-    written = generate_requests(model, tokenizer, [{**request, **unread} for request in some])
+    written = generate_requests(model, tokenizer, readable(some, tokenizer))
     model.config.embedding_norm = float(np.mean([by.norm(model.config.hidden_size) for by in written]))
 
 

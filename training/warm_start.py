@@ -3,6 +3,7 @@
 import errno
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,13 +45,8 @@ def warm_start(
     model, old = load_pretrained(folder, model_class=model_class)
     if not (folder / "items.parquet").is_file():
         raise FileNotFoundError(errno.ENOENT, f"{folder} holds no items.parquet; copy the model's folder whole")
+    check_polarity(old, metadata, name)
     negative = metadata["negative_outcomes"]
-    known = [o for o in metadata["outcomes"] if o in old.outcomes]
-    if turned := [o for o in known if (o in negative) != (o in old.negative_outcomes)]:
-        raise ValueError(
-            f"{turned} changed between positive and negative since {name} was trained: give `prepare "
-            f"--negative-outcome` as then ({old.negative_outcomes})"
-        )
     tokenizer = PinRecTokenizer(
         catalogue=grow_catalogue(old.catalogue, data),
         queries=_grown_queries(old.query_catalogue, data),
@@ -70,6 +66,20 @@ def warm_start(
     model.add_items(tokenizer.catalogue)
     model.config.outcome_budgets = {**default_budgets(metadata), **(model.config.outcome_budgets or {})}
     return WarmStart(model, tokenizer, folder)
+
+
+def check_polarity(tokenizer: PinRecTokenizer, metadata: dict[str, Any], name: str | Path) -> None:
+    """
+    Raises:
+        ValueError: an outcome that was positive when the model `name` was trained is negative in the data, or the
+            other way round.
+    """
+    negative, known = metadata["negative_outcomes"], [o for o in metadata["outcomes"] if o in tokenizer.outcomes]
+    if turned := [o for o in known if (o in negative) != (o in tokenizer.negative_outcomes)]:
+        raise ValueError(
+            f"{turned} changed between positive and negative since {name} was trained: give `prepare "
+            f"--negative-outcome` as then ({tokenizer.negative_outcomes})"
+        )
 
 
 def _grown_queries(old: Catalogue | None, data: str | Path) -> Catalogue | None:

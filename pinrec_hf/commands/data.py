@@ -176,13 +176,18 @@ def _add_embed(commands: Any) -> None:
         commands,
         "embed",
         embed,
-        "embed texts by a sentence-transformers model: a table in, the table with a column `embedding` out",
-        "  pinrec embed --input items.parquet --text-column title \\\n"
+        "what texts say, as columns: a table in, the table with `embedding`, or words in `features`, out",
+        "  pinrec embed --input items.parquet --text-column title --words \\\n"
         "      --model sentence-transformers/all-MiniLM-L6-v2 --output items-embedded.parquet",
     )
     parser.add_argument("--input", required=True, help="parquet file or glob, of items or queries")
     parser.add_argument("--text-column", required=True, help="the column of texts, such as title or query")
-    parser.add_argument("--model", required=True, help="folder, or name on the Hub")
+    parser.add_argument(
+        "--model", help="a sentence-transformers model, whose vectors become `embedding`: folder, or Hub name"
+    )
+    parser.add_argument(
+        "--words", action="store_true", help="words of items become `features` (word=...), which a model learns"
+    )
     parser.add_argument("--output", required=True, help="parquet file to write; must not exist")
     parser.add_argument("--batch-size", type=int, default=256, help="texts a forward pass (default: %(default)s)")
 
@@ -194,11 +199,14 @@ def embed(args: argparse.Namespace) -> None:
         args.input,
         text_column=args.text_column,
         model=args.model,
+        words=args.words,
         output=args.output,
         batch_size=args.batch_size,
     )
     if args.json:
         print_json(result)
     else:
-        rows, size = result["num_rows"], result["embedding_size"]
-        print(f"{args.output}: {rows:,} rows, vectors of {size} ({result['num_null_texts']:,} texts were null)")
+        made = [f"vectors of {result['embedding_size']}"] if args.model else []
+        made += [f"{result['num_words']:,} words"] if args.words else []
+        nulls = f"{result['num_null_texts']:,} texts were null"
+        print(f"{args.output}: {result['num_rows']:,} rows, {' and '.join(made)} ({nulls})")

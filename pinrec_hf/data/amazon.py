@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pinrec_hf.data.embed import word_features
 from pinrec_hf.data.source import sql_path
 
 LOG = """
@@ -45,7 +46,7 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
 
     Returns:
         log (user_id, item_id = asin, surface, timestamp, outcomes, order) and items (item_id, title: of the
-        product, or keywords where there is none; features: attribute, or brand and category).
+        product, or keywords where there is none; features: attribute, or brand and category, and the title's words).
 
     Raises:
         FileNotFoundError: neither set of files is there.
@@ -61,14 +62,23 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
         if "s3rec_attributes" in items.columns:
             features = ", list_transform(s3rec_attributes, lambda a: 'attribute=' || a) AS features"
         items = items.order("item_id").project(f"asin AS item_id, {title} AS title{features}")
-        return log, items.to_arrow_table()
+        return log, with_words(items.to_arrow_table())
     reviews, meta = (sorted(root.glob(pattern)) for pattern in ("reviews_*_5.json*", "meta_*.json*"))
     if not reviews or not meta:
         raise FileNotFoundError(
             f"Amazon: {root} has neither interactions.parquet nor reviews_*_5.json.gz and meta_*.json.gz"
         )
     log = con.sql(LOG.format(rows=PUBLISHED_ROWS.format(file=sql_path(reviews[0])))).to_arrow_table()
-    return log, _read_meta(meta[0], set(log["item_id"].unique().to_pylist()))
+    return log, with_words(_read_meta(meta[0], set(log["item_id"].unique().to_pylist())))
+
+
+def with_words(items: pa.Table) -> pa.Table:
+    """The items, their titles' words among their features."""
+    bags = word_features(items["title"].to_pylist())
+    if "features" in items.column_names:
+        bags = [(old or []) + new for old, new in zip(items["features"].to_pylist(), bags, strict=True)]
+        items = items.drop_columns("features")
+    return items.append_column("features", pa.array(bags, pa.list_(pa.string())))
 
 
 def _read_meta(file: Path, wanted: set[str]) -> pa.Table:

@@ -1,9 +1,11 @@
-"""Content vectors of items and queries, from their text by a sentence-transformers model (`pinrec embed`)."""
+"""What a text says, as columns of items or queries (`pinrec embed`): the vector of a sentence-transformers model, and
+words as features."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from pinrec_hf.data.contract import is_string
 from pinrec_hf.data.output import replaced
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ROWS_AT_ONCE = 10_000  # held in memory with their vectors
+WORD = re.compile(r"\w+")
 
 
 def load_text_model(model: str | os.PathLike[str], device: str | None = None) -> SentenceTransformer:
@@ -80,66 +84,97 @@ def embed_texts(
     return np.asarray(vectors, dtype=np.float32)
 
 
+def word_features(texts: Sequence[str | None]) -> list[list[str]]:
+    """Item features `word=...`, of each text's distinct words in lower case, in order; None has none.
+
+    A model learns what a word says of the next item, which no encoder of sentences was trained for (as fastText learns
+    words by a task, arXiv 1607.01759). A script without spaces has sentences for words.
+    """
+    return [[f"word={word}" for word in dict.fromkeys(WORD.findall((text or "").lower()))] for text in texts]
+
+
 def embed_parquet(
     input: str | os.PathLike[str],
     *,
     text_column: str,
-    model: str | os.PathLike[str] | SentenceTransformer,
+    model: str | os.PathLike[str] | SentenceTransformer | None = None,
+    words: bool = False,
     output: str | os.PathLike[str],
     batch_size: int = 256,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write a table again with one more column, `embedding` (list of float32), `ROWS_AT_ONCE` rows at a time.
+    """Write a table again with a column `embedding` (list of float32) or words in `features` (list of strings, after
+    those that are there), or both, `ROWS_AT_ONCE` rows at a time.
 
     Args:
         input: a parquet file, or a glob of several with the same columns; rows keep their order.
         text_column: the column of strings to embed; null counts as the empty text.
+        words: whether to add `word_features`.
         output: parquet file to write, whole or not at all.
-        model, batch_size, device: see `embed_texts`.
+        model, batch_size, device: see `embed_texts`; no model, no embedding.
 
     Returns:
-        `{"num_rows": ..., "num_null_texts": ..., "embedding_size": ...}`.
+        `{"num_rows": ..., "num_null_texts": ..., "embedding_size": ..., "num_words": ...}`, the last two 0 if not asked
+        for.
 
     Raises:
         FileNotFoundError: no such input.
         FileExistsError: `output` exists.
         ValueError: a truncated, foreign or empty input, no such column (the message lists those present), a
-            column that is no text, or an input that has an `embedding` column already.
+            column that is no text, an input that has an `embedding` column already, or `features` that are no lists
+            of strings; neither a model nor words.
     """
+    if model is None and not words:
+        raise ValueError("nothing is asked for: give a model, words=True (--words), or both")
     if os.path.lexists(output):
         raise FileExistsError(f"{output} exists: choose another output, or remove it first")
     paths = [os.fspath(input)] if os.path.exists(input) else sorted(glob.glob(os.fspath(input)))
     if not paths:
         raise FileNotFoundError(f"{input}: no such file")
-    schema = _text_schema(paths, text_column)
+    schema = _text_schema(paths, text_column, model is not None, words)
     num_rows = sum(pq.read_metadata(path).num_rows for path in paths)
     if num_rows == 0:
         raise ValueError(f"{input} has no rows to embed")
     if isinstance(model, (str, os.PathLike)):
         model = load_text_model(model, device)
-    vector_type = pa.list_(pa.float32())
-    num_null = size = 0
+    vector_type, bag_type = pa.list_(pa.float32()), pa.list_(pa.string())
+    added = [pa.field("embedding", vector_type)] if model is not None else []
+    added += [pa.field("features", bag_type)] if words else []
+    names = {field.name for field in added}
+    kept = [name for name in schema.names if name not in names]
+    num_null = size = num_words = 0
     with replaced(output) as partial:
         with (
-            pq.ParquetWriter(partial, schema.append(pa.field("embedding", vector_type))) as writer,
+            pq.ParquetWriter(partial, pa.schema([*map(schema.field, kept), *added])) as writer,
             tqdm(total=num_rows, desc="embedding", unit="text", disable=not progress) as bar,
         ):
             for path in paths:
                 for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
-                    vectors = embed_texts(batch[text_column].to_pylist(), model, batch_size, progress=False)
-                    size, num_null = vectors.shape[1], num_null + batch[text_column].null_count
-                    offsets = np.arange(0, vectors.size + 1, size, dtype=np.int32)
-                    embedding = pa.ListArray.from_arrays(offsets, vectors.ravel())
-                    writer.write_batch(batch.append_column("embedding", embedding.cast(vector_type)))
+                    texts = batch[text_column].to_pylist()
+                    num_null += batch[text_column].null_count
+                    more = []
+                    if model is not None:
+                        vectors = embed_texts(texts, model, batch_size, progress=False)
+                        size = vectors.shape[1]
+                        offsets = np.arange(0, vectors.size + 1, size, dtype=np.int32)
+                        more.append(pa.ListArray.from_arrays(offsets, vectors.ravel()).cast(vector_type))
+                    if words:
+                        bags = word_features(texts)
+                        num_words += sum(map(len, bags))
+                        if "features" in batch.schema.names:
+                            there = batch["features"].to_pylist()
+                            bags = [(old or []) + new for old, new in zip(there, bags, strict=True)]
+                        more.append(pa.array(bags, bag_type))
+                    writer.write_batch(pa.record_batch([*map(batch.column, kept), *more], schema=writer.schema))
                     bar.update(len(batch))
         if os.path.lexists(output):
             raise FileExistsError(f"another run wrote {output} meanwhile: choose another, or remove it first")
-    return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size}
+    return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size, "num_words": num_words}
 
 
-def _text_schema(paths: list[str], text_column: str) -> pa.Schema:
-    """The columns of all files, checked: the same in each, with a text column and no embeddings."""
+def _text_schema(paths: list[str], text_column: str, embedding: bool, words: bool) -> pa.Schema:
+    """The columns of all files, checked: the same in each, with a text column and room for what is added."""
     schemas = {}
     for path in paths:
         try:
@@ -152,10 +187,14 @@ def _text_schema(paths: list[str], text_column: str) -> pa.Schema:
             raise ValueError(f"{path} has other columns than {paths[0]}; embed them apart")
     if text_column not in schema.names:
         raise ValueError(f"{paths[0]} has no column {text_column!r}; it has {', '.join(schema.names)}")
-    if "embedding" in schema.names:
+    if embedding and "embedding" in schema.names:
         raise ValueError(f"{paths[0]} has a column 'embedding' already; drop or rename it first")
+    if words and "features" in schema.names:
+        features = schema.field("features").type
+        is_list = pa.types.is_list(features) or pa.types.is_large_list(features)
+        if not (is_list and is_string(features.value_type)):
+            raise ValueError(f"column 'features' of {paths[0]} is {features}; cast it to a list of strings")
     kind = schema.field(text_column).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(value) or pa.types.is_large_string(value)):
+    if not is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
         raise ValueError(f"column {text_column!r} of {paths[0]} is {kind}, not text; cast it to string")
     return schema

@@ -12,6 +12,7 @@ from pinrec_hf.data.contract import (
     UNITS_PER_SECOND,
     DataContractError,
     check_integer_times,
+    is_string,
     is_time_of_integers,
 )
 from pinrec_hf.data.engine import rows_of
@@ -77,6 +78,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
         (bad_time, BAD_TIME),
         (bad_outcome_time, "negative or NaN outcome_timestamps"),
         (bad_weight, "negative, NaN or infinite weight"),
+        (log.position < 0 if "position" in log.columns else ibis.literal(False), "negative position"),
     )
     log = log.mutate(reason=reason)
     _check_units(log, numbers, time_unit)
@@ -98,10 +100,14 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
     if "outcome_timestamps" in rows.columns:
         micros = rows.outcome_timestamps.map(lambda t: _micros(t, units["outcome_timestamps"]))
         rows = rows.mutate(outcome_timestamps=micros)
+    if "request_features" in rows.columns:
+        rows = rows.mutate(request_features=rows.request_features.filter(lambda feature: feature.notnull()))
     if "surface" not in rows.columns:
         rows = rows.mutate(surface=ibis.literal("default"))
     if "outcomes" not in rows.columns:
         rows = rows.mutate(outcomes=ibis.array([ibis.literal("interaction")]))
+    elif is_string(source.schema.field(source.columns["outcomes"]).type):  # of which no list can be empty
+        rows = rows.mutate(outcomes=rows.outcomes.filter(lambda name: name.isnull() | (name != "")))
     last_time = None if good["last"] is None else int(good["last"] // UNITS_PER_SECOND[units["timestamp"] or "s"])
     return CheckedLog(rows, good["n"], last_time, findings)
 

@@ -35,8 +35,10 @@ from pinrec_hf.data.sequence_files import SequenceFiles, sequence_schema
 from pinrec_hf.data.sequences import OPTIONAL, collect, events, rows_of_split, without_duplicates
 from pinrec_hf.data.source import Input, Source, open_source
 from pinrec_hf.data.splits import SPLITS, Split, Time, make_split
+from pinrec_hf.modeling.configuration_pinrec import MAX_OUTCOMES
 
 USERS_PER_BATCH = 2**11
+LONGEST_GAP = 10**9  # minutes: what 64 bits of microseconds hold
 
 
 def prepare(
@@ -84,8 +86,8 @@ def prepare(
         FileExistsError: `output_dir` exists.
         OSError: no space left; nothing half-written stays.
     """
-    if not view_gap_minutes > 0:
-        raise ValueError(f"view_gap_minutes must be above 0, not {view_gap_minutes}")
+    if not 0 < view_gap_minutes <= LONGEST_GAP:
+        raise ValueError(f"view_gap_minutes must be above 0 and at most {LONGEST_GAP:,}, not {view_gap_minutes}")
     with new_directory(output_dir) as folder:
         work = folder / ".work"
         work.mkdir()
@@ -230,8 +232,9 @@ def _count_duplicates(rows: ir.Table, duplicates: Finding) -> None:
 def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[str, Any]:
     """Surfaces and outcomes, most frequent first, of the train files and nothing else."""
     rows = engine.read("train_rows", sorted(train.iterdir()))
-    pairs = rows.select(pair=rows.surface.zip(rows.outcomes).unnest())
-    pairs = pairs.group_by(surface=pairs.pair.f1, outcomes=pairs.pair.f2).agg(n=pairs.count())
+    events = rows.select(event=rows.surface.zip(rows.outcomes, rows.item_id).unnest())
+    kinds = {"surface": events.event.f1, "outcomes": events.event.f2, "is_item": events.event.f3.notnull()}
+    pairs = events.group_by(**kinds).agg(n=events.count())
     surfaces: dict[str, int] = {}
     outcomes: dict[str, int] = {}
     by_surface: dict[str, dict[str, int]] = {}
@@ -240,7 +243,8 @@ def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[st
             surfaces[row["surface"]] = surfaces.get(row["surface"], 0) + row["n"]
         for outcome in row["outcomes"] or ():
             outcomes[outcome] = outcomes.get(outcome, 0) + row["n"]
-            if row["surface"] is not None and outcome not in negative:
+            # nobody acts on a query: no target has that outcome
+            if row["is_item"] and row["surface"] is not None and outcome not in negative:
                 counts = by_surface.setdefault(row["surface"], {})
                 counts[outcome] = counts.get(outcome, 0) + row["n"]
 
@@ -248,6 +252,11 @@ def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[st
         return sorted(counts, key=lambda name: (-counts[name], name))
 
     named = by_frequency(outcomes)
+    if len({*named, *negative}) > MAX_OUTCOMES:
+        raise DataContractError(
+            f"log: train has {len(named)} outcomes, of which a model holds {MAX_OUTCOMES}; join rare ones, such as "
+            f"{named[-1]!r}"
+        )
     # one that train lacks is named by the caller: a model must know it, to know that it is negative
     named += [name for name in dict.fromkeys(negative) if name not in outcomes]
     return {

@@ -104,7 +104,7 @@ def _number_views(rows: ir.Table, gap_minutes: float) -> ir.Table:
     """`request_id` becomes 0, 1, 2, ... in the order in which a user's feed views begin.
 
     Without a given one, a view ends at a change of surface, query or context item, at a gap, and wherever a
-    time is unknown (nothing says that two such events came together).
+    time is unknown (nothing says that two such events came together). What follows a query event need not repeat it.
     """
     user = ibis.window(group_by="user_id", order_by="seq")
     if "request_id" in rows.columns:
@@ -117,7 +117,10 @@ def _number_views(rows: ir.Table, gap_minutes: float) -> ir.Table:
     begins = gap.isnull() | (gap > int(gap_minutes * 60 * MICROS))
     for name in ("surface", "query", "context_item_id"):
         if name in rows.columns:
-            begins = begins | ~rows[name].identical_to(rows[name].lag().over(user))
+            changes = ~rows[name].identical_to(rows[name].lag().over(user))
+            if name == "query":
+                changes = changes & ~(rows.query.isnull() & rows.item_id.lag().over(user).isnull())
+            begins = begins | changes
     rows = rows.mutate(begins=begins)
     so_far = ibis.cumulative_window(group_by="user_id", order_by="seq")
     return rows.mutate(request_id=rows.begins.nullif(False).count().over(so_far) - 1).drop("begins")

@@ -162,15 +162,23 @@ def _find_files(name: str, given: Input) -> list[str]:
     files: list[str] = []
     for pattern in [given] if isinstance(given, str | os.PathLike) else list(given):
         pattern = os.fspath(pattern)
-        if os.path.isdir(pattern):
-            pattern = os.path.join(glob.escape(pattern), "*.parquet")
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [file for match in matches for file in _parquet_files(match)]
         if not found:
-            raise DataContractError(f"{name}: no file matches {pattern!r}")
+            wanted = os.path.join(pattern, "*.parquet") if matches else pattern
+            raise DataContractError(f"{name}: no file matches {wanted!r}")
         files += found
     if not files:
         raise DataContractError(f"{name}: no path was given")
     return files
+
+
+def _parquet_files(path: str) -> list[str]:
+    """A file itself, or the `*.parquet` in a folder, which may be folders again, as engines write them."""
+    if not os.path.isdir(path):
+        return [path]
+    inside = sorted(glob.glob(os.path.join(glob.escape(path), "*.parquet")))
+    return [file for match in inside for file in _parquet_files(match)]
 
 
 def _footer(name: str, file: str) -> pq.FileMetaData:

@@ -87,8 +87,9 @@ class ViewDataset(SequenceDataset):
         window = super().__getitem__(index)
         return window | {name: column.row(index) for name, column in self._targets.items()}
 
-    def target_counts(self, positive_mask: int, num_items: int) -> np.ndarray:
-        """int64 `(num_items + 2,)`: how often each item id is a target in an epoch."""
+    def target_counts(self, positive_mask: int, num_items: int, ahead: int = 1) -> np.ndarray:
+        """int64 `(num_items + 2,)`: how often each item id is a target in an epoch; all of a view's are, whatever
+        `ahead` is."""
         return sum(
             (np.bincount(items, minlength=num_items + FIRST_ITEM) for items in self._targets["target_items"].chunks()),
             start=np.zeros(num_items + FIRST_ITEM, np.int64),

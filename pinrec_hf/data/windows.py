@@ -99,15 +99,17 @@ class SequenceDataset(torch.utils.data.Dataset):
         """All events' values of a column, a chunk of rows at a time."""
         return self._columns[name].chunks()
 
-    def target_counts(self, positive_mask: int, num_items: int) -> np.ndarray:
-        """int64 `(num_items + 2,)`: how often each item id is a target in an epoch.
+    def target_counts(self, positive_mask: int, num_items: int, ahead: int = 1) -> np.ndarray:
+        """float64 `(num_items + 2,)`: how often each item id is a target in an epoch, on average.
 
         That is what `PretrainingCollator` makes a target: a positive event on an item that the user has not acted on
-        before in the window.
+        before in the window; with `ahead` above 1 one of the next so many, drawn in the place of each.
         """
-        counts = np.zeros(num_items + FIRST_ITEM, np.int64)
+        counts = np.zeros(num_items + FIRST_ITEM)
         for windows, targets in self._all_targets(positive_mask, num_items):
-            counts += np.bincount(targets["items"][self._kept[windows]], minlength=len(counts))
+            kept = self._kept[windows]
+            draws = _expected_draws(windows[kept], ahead)
+            counts += np.bincount(targets["items"][kept], draws, minlength=len(counts))
         return counts
 
     def condition_counts(self, positive_mask: int, num_items: int, num_surfaces: int, num_outcomes: int) -> np.ndarray:
@@ -133,7 +135,8 @@ class SequenceDataset(torch.utils.data.Dataset):
         self._rows, self._parts = self._rows[self._kept], self._parts[self._kept]
 
     def _all_targets(self, positive_mask: int, num_items: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Window and columns of each target, a chunk of rows at a time; windows are counted before any was left out."""
+        """Window and columns of each target in order, a chunk of rows at a time; windows are counted before any was
+        left out."""
         names = ("types", "items", "outcomes", "timestamps", "surfaces")
         row = 0
         for lengths, *values in zip(
@@ -146,7 +149,7 @@ class SequenceDataset(torch.utils.data.Dataset):
             windows = np.repeat(self._first[row : row + len(lengths)], lengths) + parts
             row += len(lengths)
             keys = windows[acted] * (num_items + FIRST_ITEM) + items[acted]
-            first = acted[np.unique(keys, return_index=True)[1]]
+            first = np.sort(acted[np.unique(keys, return_index=True)[1]])
             first = first[(outcomes[first] & positive_mask) != 0]
             yield windows[first], {name: column[first] for name, column in columns.items()}
 
@@ -158,6 +161,20 @@ class SequenceDataset(torch.utils.data.Dataset):
             if len(known):
                 first, last = min(first, int(known.min())), max(last, int(known.max()))
         return (0, 0) if last < 0 else (first, last)
+
+
+def _expected_draws(windows: np.ndarray, ahead: int) -> np.ndarray:
+    """How often each target is drawn where each place draws one of the next `ahead` of its window, or of those left.
+
+    Args:
+        windows: of the targets, in order.
+    """
+    place = np.arange(len(windows))
+    begins = np.diff(windows, prepend=-1) != 0
+    start = np.maximum.accumulate(np.where(begins, place, 0))
+    left = np.append(place[begins], len(windows))[begins.cumsum()] - place
+    chance = np.concatenate([[0.0], np.cumsum(1 / np.minimum(ahead, left))])
+    return chance[place + 1] - chance[np.maximum(start, place - ahead + 1)]
 
 
 class ListColumn:

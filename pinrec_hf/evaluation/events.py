@@ -75,18 +75,37 @@ def iter_split(
             yield pa.Table.from_batches([batch])
 
 
-def read_split(data_dir: str | Path, split: str, *, max_users: int | None = None, seed: int = 0) -> pa.Table:
-    """The rows of one split, or of a random sample of its users, in file order; raises as `iter_split`."""
-    total = sum(pq.read_metadata(file).num_rows for file in split_files(data_dir, split))
-    if max_users is None or max_users >= total:
-        return pa.concat_tables(iter_split(data_dir, split), promote_options="default")
-    chosen = np.sort(np.random.default_rng(seed).choice(total, size=max_users, replace=False))
+def read_split(
+    data_dir: str | Path, split: str, *, surface: str | None = None, max_users: int | None = None, seed: int = 0
+) -> pa.Table:
+    """The rows of one split, or of a random sample of its users, in file order; of those alone who are on `surface` in
+    the split's window, if it is named. Raises as `iter_split`."""
+    if surface is None:
+        chosen = np.arange(sum(pq.read_metadata(file).num_rows for file in split_files(data_dir, split)))
+    else:
+        chosen = _rows_on(data_dir, split, surface)
+    if max_users is not None and max_users < len(chosen):
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, size=max_users, replace=False))
     parts, start = [], 0
     for rows in iter_split(data_dir, split):
         low, high = np.searchsorted(chosen, [start, start + len(rows)])
         parts.append(rows.take(chosen[low:high] - start))
         start += len(rows)
     return pa.concat_tables(parts, promote_options="default")
+
+
+def _rows_on(data_dir: str | Path, split: str, surface: str) -> np.ndarray:
+    """int64, ascending: rows with an event on a surface at or after their `target_start`."""
+    found, start = [np.zeros(0, np.int64)], 0
+    for rows in iter_split(data_dir, split, ["surface", "target_start"]):
+        lists = rows.column("surface").combine_chunks()
+        row = _numpy(pc.list_parent_indices(lists))
+        offsets = lists.offsets.to_numpy()
+        inside = np.arange(len(row)) + offsets[0] - offsets[row] >= _numpy(rows.column("target_start"))[row]
+        there = np.asarray(pc.equal(lists.flatten(), surface).fill_null(False))
+        found.append(start + np.unique(row[inside & there]))
+        start += len(rows)
+    return np.concatenate(found)
 
 
 def split_files(data_dir: str | Path, split: str) -> list[Path]:

@@ -14,6 +14,7 @@ import numpy as np
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.retrieval.merge import allocate_slots
+from pinrec_hf.retrieval.request import readable
 from pinrec_hf.retrieval.retriever import PinRecRetriever, Retrieved
 
 
@@ -30,7 +31,7 @@ class Day:
 
     def rank(self, requests: Sequence[Mapping[str, Any]], k: int) -> np.ndarray:
         """As `PinRecRetriever.rank`."""
-        found = self.retriever.search(self.retriever.readable(requests), k)
+        found = self.retriever.search(readable(requests, self.retriever.tokenizer), k)
         for request in requests:
             self._count_request(request, k)
         self._count_answers(found)

@@ -143,10 +143,9 @@ class DecayedPopularity:
         cells = {"global": 1, "surface": 1 + num_surfaces}.get(scope, 1 + num_surfaces * (1 + num_outcomes))
         self._scores = np.zeros((cells, len(catalogue)))
         self._add(self._scores, 0, log.num_before)
-        available = catalogue.availability(np.arange(len(catalogue)))
-        limits = np.iinfo(np.int64)
-        limited = (available[:, 0] > limits.min) | (available[:, 1] < limits.max)
-        self._available = available if limited.any() else None
+        self._available = None
+        if catalogue.has_availability:
+            self._available = catalogue.availability(np.arange(len(catalogue)))
 
     @classmethod
     def fit(cls, data_dir: str | Path, catalogue: Catalogue, split: str = "test", **settings: Any) -> DecayedPopularity:

@@ -14,7 +14,6 @@ import inspect
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -172,8 +171,6 @@ def _prepare(plan: Plan, folder: Path, start: int) -> Path:
     """The dataset in which the day from `start` on is test, made unless it is there."""
     data = folder / "data"
     if not data.exists():
-        for left in folder.glob("data.partial-*"):  # of a run that was killed
-            shutil.rmtree(left)
         validation_start = start - int(plan.validation_hours * 3_600)
         split: dict[str, Any] = {"validation_start": validation_start, "test_start": start, "test_end": start + DAY}
         prepare(**plan.prepare, output_dir=data, **split)

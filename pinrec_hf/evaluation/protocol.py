@@ -71,6 +71,13 @@ class RequestList(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
+    def take(self, which: np.ndarray) -> RequestList:
+        """Some of them: int64 places, ascending."""
+        start = np.array(self._start, np.int64)[which]
+        length = np.array(self._length, np.int64)[which]
+        fields = {name: [values[i] for i in which.tolist()] for name, values in self._fields.items()}
+        return RequestList(self._columns, start, start + length, fields)
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -110,6 +117,7 @@ def load_requests(
     catalogue: Catalogue,
     *,
     history_lag: int = 0,
+    surface: str | None = None,
     max_users: int | None = None,
     seed: int = 0,
 ) -> Requests:
@@ -120,18 +128,19 @@ def load_requests(
         catalogue: finds the items' rows.
         history_lag: seconds; a history lacks the events newer than its request's time minus this. Targets do
             not change.
-        max_users: a random sample of this many of the split's users (drawn with `seed`); None = all.
+        surface: only the targets on this one; None = all.
+        max_users: a random sample of this many of the split's users, of that surface (drawn with `seed`); None = all.
 
     Raises:
         FileNotFoundError: no dataset.
-        ValueError: no such split, a negative lag, or a split without a target.
+        ValueError: no such split, a negative lag, or a split without a target, or without one on the surface.
     """
     metadata = read_metadata(data_dir)
     if history_lag < 0:
         raise ValueError(f"history_lag is {history_lag} s; give the seconds (0 or more) that histories lag behind")
     negative = metadata["negative_outcomes"]
     requests = requests_from_rows(
-        read_split(data_dir, split, max_users=max_users, seed=seed),
+        read_split(data_dir, split, surface=surface, max_users=max_users, seed=seed),
         catalogue,
         negative_outcomes=negative,
         leave_one_out=metadata["split"]["kind"] == "leave_one_out",
@@ -142,8 +151,9 @@ def load_requests(
         split=split,
     )
     if not len(requests):
-        raise ValueError(f"split {split!r} of {data_dir} has no targets (dropped: {requests.dropped})")
-    return requests
+        where = "" if surface is None else f" on surface {surface!r}"
+        raise ValueError(f"split {split!r} of {data_dir} has no targets{where} (dropped: {requests.dropped})")
+    return requests if surface is None else only_surfaces(requests, surface)
 
 
 def requests_from_rows(
@@ -261,10 +271,10 @@ def only_targets(requests: Requests, kept: np.ndarray) -> Requests:
         kept: bool `(targets,)`, at least one of them True.
     """
     which, request_index = np.unique(requests.request_index[kept], return_inverse=True)
-    places = np.flatnonzero(kept)
+    places, asked = np.flatnonzero(kept), requests.requests
     return replace(
         requests,
-        requests=[requests.requests[i] for i in which.tolist()],
+        requests=asked.take(which) if isinstance(asked, RequestList) else [asked[i] for i in which.tolist()],
         request_index=request_index,
         item_row=requests.item_row[kept],
         user=requests.user[kept],

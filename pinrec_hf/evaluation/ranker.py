@@ -13,6 +13,7 @@ from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.eligible import seen_rows
 from pinrec_hf.retrieval.encode import encode_items, encode_requests
 from pinrec_hf.retrieval.pretrained import best_device, load_pretrained, saved_class
+from pinrec_hf.retrieval.request import readable
 from pinrec_hf.retrieval.retriever import PinRecRetriever
 
 
@@ -38,14 +39,11 @@ class ModelRanker:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.outcome, self.remove_seen = outcome, remove_seen
-        # a log may hold request features that this model does not read
-        fields = ("timestamp",) * hide_time + ("request_features",) * (not tokenizer.request_features)
-        self._hidden = dict.fromkeys(fields)
+        self._hidden = {"timestamp": None} if hide_time else {}
         self.items = torch.from_numpy(encode_items(model, tokenizer))
-        availability = tokenizer.catalogue.availability(np.arange(len(tokenizer.catalogue)))
-        limits = np.iinfo(np.int64)
-        limited = live_only and ((availability[:, 0] > limits.min) | (availability[:, 1] < limits.max)).any()
-        self.availability = torch.from_numpy(availability) if limited else None
+        self.availability = None
+        if live_only and tokenizer.catalogue.has_availability:
+            self.availability = torch.from_numpy(tokenizer.catalogue.availability(np.arange(len(tokenizer.catalogue))))
 
     def asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The request as the model sees it; what the user has seen is removed whether or not it does."""
@@ -61,7 +59,7 @@ class ModelRanker:
         found = np.full((len(requests), k), -np.inf, np.float32)
         for start in range(0, len(requests), 512):
             part = requests[start : start + 512]
-            asked = [self.asked(request) for request in part]
+            asked = [self.asked(request) for request in readable(part, self.tokenizer)]
             users = torch.from_numpy(encode_requests(self.model, self.tokenizer, asked, [self.outcome])[:, 0])
             scores = users @ self.items.T
             if self.availability is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+
 REQUEST_COLUMNS = (
     "surface",
     "timestamp",
@@ -32,6 +34,32 @@ def check_fields(requests: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"history {i} is {history!r}; give a dict of columns, {{}} for a user without any")
         if unknown := sorted(set(request) - FIELDS, key=str):
             raise ValueError(f"request {i} has fields {unknown}; the known ones are {sorted(FIELDS)}")
+
+
+def readable(requests: Sequence[Mapping[str, Any]], tokenizer: PinRecTokenizer) -> list[dict[str, Any]]:
+    """Requests of a log as a model can read them, which may be older than the log.
+
+    Surfaces and outcomes that it does not know become unknown ones, in the history too, and request features that it
+    does not read are left out. A request that a user makes is not softened like this: there a name may be misspelt.
+    """
+    surfaces, outcomes = {None, *tokenizer.surfaces}, {None, *tokenizer.outcomes}
+    read = []
+    for request in requests:
+        history = dict(request["history"])
+        if set(where := history.get("surface") or ()) - surfaces:
+            history["surface"] = [name if name in surfaces else None for name in where]
+        if set().union(*(names or () for names in history.get("outcomes") or ())) - outcomes:
+            history["outcomes"] = [
+                None if names is None else [name if name in outcomes else None for name in names]
+                for names in history["outcomes"]
+            ]
+        new = {**request, "history": history}
+        if new.get("surface") not in surfaces:
+            new["surface"] = None
+        if not tokenizer.request_features:
+            new["request_features"] = None
+        read.append(new)
+    return read
 
 
 def one_each(name: str, value: Any, n: int) -> list[Any]:

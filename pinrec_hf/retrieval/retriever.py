@@ -31,7 +31,7 @@ from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.merge import allocate_slots, merge_similar, round_robin
 from pinrec_hf.retrieval.pretrained import check_belongs, find_folder, load_pretrained
-from pinrec_hf.retrieval.request import check_fields, list_each, one_each
+from pinrec_hf.retrieval.request import check_fields, list_each, one_each, readable
 
 SIMILAR = 0.9
 """Embeddings of one request and outcome with a higher cosine than this are one (PinRec v4, section 3.4)."""
@@ -262,11 +262,9 @@ class PinRecRetriever:
         return Retrieved(rows, scores, outcomes, steps, [None, *self.model.config.outcomes], norms)
 
     def rank(self, requests: Sequence[Request], k: int) -> np.ndarray:
-        """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker.
-
-        Request features that the model does not read are left out: a log may have more than a model uses.
-        """
-        return self.search(self.readable(requests), k).rows
+        """Catalogue rows int64 `(requests, k)`, -1 where fewer remain: what `evaluate` asks of a ranker; of requests as
+        the model can read them (`readable`)."""
+        return self.search(readable(requests, self.tokenizer), k).rows
 
     def rank_each(self, requests: Sequence[Request], k: int) -> np.ndarray:
         """The list of each embedding on its own, int64 `(requests, embeddings, k)`, for unordered recall.
@@ -278,18 +276,12 @@ class PinRecRetriever:
         most = max(1, len(config.positive_outcomes)) * max(1, len(config.time_offsets)) * self.num_steps
         lists: list[np.ndarray] = []
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
-            part = self.readable(requests[start : start + REQUESTS_AT_ONCE])
+            part = readable(requests[start : start + REQUESTS_AT_ONCE], self.tokenizer)
             lists += [found for found, _, _ in self.lists(part, k, np.inf)]
         rows = np.full((len(lists), max([most, *map(len, lists)]), k), -1, np.int64)
         for i, found in enumerate(lists):
             rows[i, : len(found), : found.shape[1]] = found
         return rows
-
-    def readable(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Requests without features, if the model reads none."""
-        if self.tokenizer.request_features:
-            return requests
-        return [{**request, "request_features": None} for request in requests]
 
     def candidates(self, retrieved: Retrieved, columns: Sequence[str] = ()) -> list[list[Candidate]]:
         """`Candidate`s of what `search` found, a list a request, with the `columns` asked for.

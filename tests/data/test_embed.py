@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinrec_hf.data import embed
-from pinrec_hf.data.embed import embed_parquet, embed_texts
+from pinrec_hf.data.embed import embed_parquet, embed_texts, word_features
 
 
 class LetterCounts:
@@ -54,11 +54,34 @@ def test_embed_parquet_keeps_rows_and_columns(items, tmp_path, monkeypatch, rows
     report = embed_parquet(
         tmp_path / "items.parquet", text_column="title", model=LetterCounts(), output=output, progress=False
     )
-    assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 4}
+    assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 4, "num_words": 0}
     written = pq.read_table(output)
     assert written.schema.field("embedding").type == pa.list_(pa.float32())
     assert written.drop_columns("embedding").equals(items)
     assert written["embedding"].to_pylist() == embed_texts(items["title"].to_pylist(), LetterCounts()).tolist()
+
+
+def test_words_are_features_after_those_that_are_there(items, tmp_path):
+    assert word_features(["Red, red SOFA-2", None, "!"]) == [["word=red", "word=sofa", "word=2"], [], []]
+    features = [["tag=old"], None, [], [], [], []]
+    for name, there in (("without", items), ("with", items.append_column("features", pa.array(features)))):
+        pq.write_table(there, tmp_path / name)
+        report = embed_parquet(tmp_path / name, text_column="title", words=True, output=tmp_path / f"{name}-out")
+        assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 0, "num_words": 6}
+    words = [["word=ab"], [], ["word=ccc"], ["word=a", "word=quoted", "word=b"], [], ["word=sofa"]]
+    assert pq.read_table(tmp_path / "without-out")["features"].to_pylist() == words
+    assert pq.read_table(tmp_path / "with-out")["features"].to_pylist() == [["tag=old", "word=ab"], *words[1:]]
+    assert pq.read_table(tmp_path / "with-out").drop_columns("features").equals(items)
+    both = embed_parquet(
+        tmp_path / "with",
+        text_column="title",
+        model=LetterCounts(),
+        words=True,
+        output=tmp_path / "both",
+        progress=False,
+    )
+    assert (both["embedding_size"], both["num_words"]) == (4, 6)
+    assert pq.read_schema(tmp_path / "both").names == ["item_id", "title", "tags", "embedding", "features"]
 
 
 def test_embed_parquet_glob_and_dictionary_columns(tmp_path):
@@ -89,6 +112,7 @@ def test_bad_input_writes_nothing(items, tmp_path):
     pq.write_table(items.slice(0, 0), tmp_path / "empty.parquet")
     pq.write_table(items.append_column("embedding", [[0] * 6]), tmp_path / "done.parquet")
     pq.write_table(items.select(["title"]), tmp_path / "itemz.parquet")
+    pq.write_table(items.append_column("features", pa.array(range(6))), tmp_path / "tagged")
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(FileNotFoundError, match="no such file"):
         run("missing.parquet")
@@ -104,6 +128,10 @@ def test_bad_input_writes_nothing(items, tmp_path):
         run("done.parquet")
     with pytest.raises(ValueError, match="has other columns than"):
         run("item?.parquet")
+    with pytest.raises(ValueError, match="give a model, words=True"):
+        embed_parquet(tmp_path / "items.parquet", text_column="title", output=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"'features' of .* is int64; cast it to a list of strings"):
+        embed_parquet(tmp_path / "tagged", text_column="title", words=True, output=tmp_path / "out")
     with pytest.raises(FileExistsError, match="choose another output"):
         run(output="items.parquet")
     assert sorted(os.listdir(tmp_path)) == before

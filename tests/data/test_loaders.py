@@ -171,7 +171,7 @@ def test_amazon_from_its_published_files(tmp_path):
         {
             "item_id": "B2",
             "title": 'It\'s "red"',
-            "features": ["brand=X", "category=Beauty", "category=Nails"],
+            "features": ["brand=X", "category=Beauty", "category=Nails", "word=it", "word=s", "word=red"],
         },
     ]
 

@@ -195,6 +195,23 @@ def test_a_view_ends_at_a_change_or_a_gap(out):
     assert row["query"] == [None] * 6 + ["sofa", "sofa"]
 
 
+def test_what_follows_a_query_event_is_about_it(out):
+    events = [
+        ("a", None, "search", 0, ["submit"]),
+        ("a", "1", "search", 0, ["click"]),
+        ("a", "2", "search", 9, ["click"]),
+        ("a", None, "search", 20, ["submit"]),
+        ("a", "3", "home", 21, ["click"]),
+    ]
+    run(out, events, log_columns={"query": pa.array(["sofa", None, None, "rug", None])})
+    row = read(out, "train")["a"]
+    assert row["request_id"] == [0, 0, 0, 1, 2]
+    # nobody acts on a query, so that nothing can be asked for its outcomes
+    metadata = json.loads((out / "metadata.json").read_text())
+    assert metadata["outcome_counts"]["search"] == {"click": 2}
+    assert "submit" in metadata["outcomes"]
+
+
 def test_given_requests_are_numbered_as_they_begin(out):
     events = [("a", str(i), "home", i, []) for i in range(6)]
     requests = pa.array(["q", "b", "q", None, None, "b"])
@@ -242,16 +259,25 @@ def test_a_string_is_a_list_of_one_outcome(out):
     assert read(out, "train")["a"]["outcomes"] == [["save"], None, ["click"]]
 
 
+def test_an_empty_string_is_no_outcome(out):
+    names = pa.array(["save", "", None, *["save"] * len(FILLER)])
+    log = make_log([("a", item, "home", second, []) for second, item in enumerate("xyz")] + FILLER)
+    prepare(log.set_column(4, "outcomes", names), output_dir=out, time_unit="s")
+    assert read(out, "train")["a"]["outcomes"] == [["save"], [], None]
+    assert json.loads((out / "metadata.json").read_text())["outcomes"] == ["save"]
+
+
 def test_optional_columns_are_kept(out):
     events = [("a", "x", "related", 0, ["save"]), ("a", "y", "related", 1, [])]
     given = {
         "context_item_id": pa.array(["s", None]),
         "weight": pa.array([0.5, None]),
-        "request_features": pa.array([["device=ios"], None]),
+        "request_features": pa.array([["device=ios", None], None]),
     }
     run(out, events, log_columns=given)
     row = read(out, "train")["a"]
-    assert {name: row[name] for name in given} == {name: values.to_pylist() for name, values in given.items()}
+    kept = {name: values.to_pylist() for name, values in given.items()}
+    assert {name: row[name] for name in given} == {**kept, "request_features": [["device=ios"], None]}
 
 
 def test_columns_are_mapped_in_all_tables(out):
@@ -302,6 +328,15 @@ def test_a_path_is_no_pattern_where_it_exists(out, tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet")
     prepare(str(tmp_path / "log[12].parquet"), time_unit="s", output_dir=out)
     assert set(read(out, "train")) == {"right"}
+
+
+def test_folders_of_folders_as_engines_write_them(out, tmp_path):
+    for name, rows in (("1.parquet", FILLER[:2]), ("2.parquet", FILLER[2:])):
+        (tmp_path / "log" / name).mkdir(parents=True)
+        pq.write_table(make_log(rows), tmp_path / "log" / name / "part-0.parquet")
+    for name, given in (("folder", tmp_path / "log"), ("pattern", tmp_path / "log" / "*.parquet")):
+        report = prepare(given, output_dir=tmp_path / name, time_unit="s")
+        assert report.rows_read["log"] == 3
 
 
 def test_names_that_differ_in_case_alone_are_refused(out):

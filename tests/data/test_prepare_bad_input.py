@@ -122,6 +122,16 @@ def test_outcomes(out):
     )
 
 
+def test_more_outcomes_than_a_model_holds(out):
+    names = [f"o{n}" for n in range(63)]
+    refuse(out, "train has 63 outcomes, of which a model holds 62; join", good_log(outcomes=[names, ["o0"], ["o0"]]))
+
+
+def test_a_gap_that_is_none(out):
+    for gap in (0, -1, float("nan"), float("inf"), 1e300):
+        refuse(out, "view_gap_minutes must be above 0 and at most", error=ValueError, view_gap_minutes=gap)
+
+
 def test_nothing_left(out):
     refuse(out, "log: no row is left; log: 3 dropped: null user_id", good_log(user_id=pa.nulls(3, pa.string())))
     refuse(out, "items: no row is left", items=pa.table({"item_id": pa.nulls(2, pa.string())}))

@@ -114,6 +114,23 @@ def test_target_counts_are_the_collators_targets(tiny_data, tokenizer, window):
     assert not counts[:2].any()
 
 
+@pytest.mark.parametrize("ahead", [3, 8])
+def test_target_counts_of_a_window_are_what_is_drawn_on_average(tiny_data, tokenizer, ahead):
+    dataset = SequenceDataset(encode_split(tiny_data, "train", tokenizer), 63)
+    counts = dataset.target_counts(tokenizer.positive_mask, len(tokenizer.catalogue), ahead)
+    collator = PretrainingCollator(tokenizer, np.ones(62), target="window", target_window=ahead)
+    drawn = np.zeros(62)
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        batch = collator([dataset[i] for i in range(len(dataset))])
+        drawn += np.bincount(batch["item_ids"][batch["labels"][batch["labels"] != IGNORED_LABEL]], minlength=62) / 60
+    assert drawn.sum() == pytest.approx(counts.sum())
+    errors = np.abs(drawn - counts)[counts > 0] / np.sqrt(counts[counts > 0] / 60)
+    assert errors.mean() < 1.0  # of a Poisson count .8
+    plain = dataset.target_counts(tokenizer.positive_mask, len(tokenizer.catalogue))
+    assert np.abs(drawn - plain).sum() > 2 * np.abs(drawn - counts).sum()
+
+
 def test_time_range():
     rows = [[2, 3], [2], [4]]
     times = [[-1, 50], [70], [-1]]

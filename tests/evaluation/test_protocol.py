@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pinrec_hf.data.dataset_folder import build_catalogue
-from pinrec_hf.evaluation.protocol import Requests, load_requests, only_targets, requests_from_rows
+from pinrec_hf.evaluation.protocol import Requests, load_requests, only_surfaces, only_targets, requests_from_rows
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.eligible import seen_rows
 
@@ -265,6 +265,18 @@ def test_requests_of_a_prepared_log(tiny_data):
         times = [time for time in request["history"]["timestamp"] if time is not None]
         assert times == sorted(times)
         assert max(times, default=0) < request["timestamp"]
+
+
+def test_users_are_drawn_among_those_of_the_surface(tiny_data):
+    catalogue = build_catalogue(tiny_data)
+    whole = only_surfaces(load_requests(tiny_data, "test", catalogue), "search")
+    assert list(load_requests(tiny_data, "test", catalogue, surface="search").requests) == list(whole.requests)
+    some = load_requests(tiny_data, "test", catalogue, surface="search", max_users=4, seed=3)
+    assert 1 <= len(set(some.user)) <= 4
+    assert {r["surface"] for r in some.requests} == {"search"}
+    assert all(request in list(whole.requests) for request in some.requests)
+    with pytest.raises(ValueError, match="has no targets on surface 'shop'"):
+        load_requests(tiny_data, "test", catalogue, surface="shop")
 
 
 def test_some_targets_keep_their_requests_and_columns():

@@ -8,6 +8,22 @@ from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.retrieval.eligible import seen_rows
 
 
+def test_a_log_may_know_more_names_than_the_model(tiny_data, tokenizer, make_config):
+    ranker = ModelRanker(PinRecModel(make_config()).eval(), tokenizer)
+    requests = list(load_requests(tiny_data, "test", tokenizer.catalogue).requests)[:20]
+
+    def renamed(request, surface, outcome):
+        history = request["history"]
+        where = [surface if name == "search" else name for name in history["surface"]]
+        what = [names and [outcome if n == "hide" else n for n in names] for names in history["outcomes"]]
+        asked = surface if request["surface"] == "search" else request["surface"]
+        return {**request, "surface": asked, "history": {**history, "surface": where, "outcomes": what}}
+
+    new, unknown = ([renamed(r, *names) for r in requests] for names in (("shop", "share"), (None, None)))
+    assert new != unknown
+    np.testing.assert_array_equal(ranker.rank(new, 10), ranker.rank(unknown, 10))
+
+
 def test_seen_items_are_removed_or_kept(tiny_data, tokenizer, make_config):
     model = PinRecModel(make_config()).eval()
     requests = list(load_requests(tiny_data, "test", tokenizer.catalogue).requests)

@@ -427,6 +427,16 @@ def test_hashed_embedding():
         HashedEmbedding(8, functions=3, rows=10)
 
 
+def test_a_bag_is_the_sum_of_its_values():
+    table = HashedEmbedding(8, functions=1, rows=50)
+    torch.nn.init.normal_(table.weight)
+    hashes = torch.tensor([[11, -7, 11], [5, 0, 0], [0, 0, 0]])
+    loop, bag = table(hashes).sum(-2), table.bag(hashes)
+    torch.testing.assert_close(bag, loop)
+    assert not bag[2].any()
+    torch.testing.assert_close(*(torch.autograd.grad((x * x).sum(), table.weight)[0] for x in (bag, loop)))
+
+
 def test_cosine(make_model, training_batch):
     model = make_model(similarity="cosine")
     output = model(**training_batch)

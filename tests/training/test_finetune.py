@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -179,6 +180,37 @@ def test_no_ignored_row_is_legal_and_said(bare_data: Path, saved_model: Path, tm
     assert "no ignored impression beside a target on surface 'homefeed'" in said[0]
 
 
+def with_metadata(data: Path, folder: Path, **changes: object) -> Path:
+    """The same rows, told of otherwise."""
+    shutil.copytree(data, folder, dirs_exist_ok=True)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps({**metadata, **changes}))
+    return folder
+
+
+def test_a_log_that_knows_more_outcomes_than_the_base(
+    tiny_data: Path, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default budget names none of them; validation reads them as unknown ones."""
+    outcomes = {"search": {"save": 3, "share": 3}}
+    data = with_metadata(
+        tiny_data, tmp_path / "data", outcomes=["save", "click", "hide", "share"], outcome_counts=outcomes
+    )
+    rows = pq.read_table(data / "validation")
+    lists = [[["share"], *names[1:]] for names in rows["outcomes"].to_pylist()]
+    where = [["shop", *names[1:]] for names in rows["surface"].to_pylist()]
+    for name, values in (("outcomes", lists), ("surface", where)):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, name, pa.array(values, rows.schema.field(name).type))
+    for file in (data / "validation").iterdir():
+        file.unlink()
+    pq.write_table(rows, data / "validation" / "part-0.parquet")
+    metadata = json.loads((data / "metadata.json").read_text())
+    (data / "metadata.json").write_text(json.dumps({**metadata, "surfaces": [*metadata["surfaces"], "shop"]}))
+    run_here(monkeypatch, *arguments(data, saved_model, tmp_path / "out", max_steps=3))
+    assert json.loads((tmp_path / "out" / "surface_config.json").read_text())["outcome_budget"] == {"save": 0.5}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -190,16 +222,20 @@ def test_no_ignored_row_is_legal_and_said(bare_data: Path, saved_model: Path, tm
         ({"lora_rank": 0}, "lora_rank=0"),
         ({"outcome_budget": '{"hide": 1}'}, "is negative"),
         ({"outcome_budget": '{"save": -1}'}, "finite numbers >= 0"),
+        ({"outcome_budget": "save=1"}, "--outcome_budget 'save=1' is no JSON"),
+        ({"data": "turned"}, "['hide'] changed between positive and negative"),
         ({"target": "window"}, "leave --target out"),
         ({"data": "bare"}, "has no target on surface 'search'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
     tiny_data: Path, bare_data: Path, saved_model: Path, tmp_path: Path, changes: dict[str, object], message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     if changes.get("data") == "bare":
         changes = {"data": bare_data}
+    if changes.get("data") == "turned":
+        changes = {"data": with_metadata(tiny_data, tmp_path_factory.mktemp("turned"), negative_outcomes=[])}
     with pytest.raises((ValueError, FileNotFoundError)) as refusal:
         run_here(monkeypatch, *arguments(tiny_data, saved_model, tmp_path / "out", **changes))
     assert message in str(refusal.value)

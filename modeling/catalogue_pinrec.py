@@ -130,6 +130,7 @@ class Catalogue:
         offsets = [name for name in ("id_offsets", "feature_offsets") if name in arrays]
         if (
             size == 0
+            or "fingerprint" not in metadata
             or ("ids" in arrays) == ("id_offsets" in arrays)
             or any(len(arrays.get(name, ())) != size for name in per_row)
             or any(len(arrays[name]) != size + 1 for name in offsets)

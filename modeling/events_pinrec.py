@@ -279,7 +279,10 @@ def _missing(values: Sequence) -> np.ndarray:
 def _numbers(values: Sequence | None, unknown: int, length: int, dtype: Any) -> np.ndarray:
     if values is None:
         return np.full(length, unknown, dtype)
-    return np.array([unknown if value is None else value for value in values], dtype)
+    try:
+        return np.array([unknown if value is None else value for value in values], dtype)
+    except OverflowError:
+        raise ValueError(f"{max(v for v in values if v is not None)} does not fit {np.dtype(dtype)}") from None
 
 
 def checked_times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:

@@ -226,14 +226,16 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             if not isinstance(queries[i], str | None):
                 raise ValueError(f"the query of request {i} is {queries[i]!r}; it must be a string")
             text_hash = 0 if is_subject else int(stable_hash([queries[i] or ""])[0])
+            if vectors[i] is not None:
+                row["query_vector"] = self._checked_query_vector(vectors[i], i)
+            if text_hash and len(row["types"]) and (row["types"][-1], row["queries"][-1]) == (QUERY_EVENT, text_hash):
+                continue  # the history ends with this very query, as in training
             last = {
                 "types": SUBJECT_EVENT if is_subject else QUERY_EVENT, "items": subject_codes[i],
                 "queries": text_hash, "surfaces": surface_codes[i], "outcomes": 0, "timestamps": seconds[i],
                 "requests": -1, "weights": 1, "features": 0, "positions": -1,
             }  # fmt: skip
-            rows[i] = {name: np.append(row[name], last[name]).astype(row[name].dtype) for name in EVENT_COLUMNS}
-            if vectors[i] is not None:
-                rows[i]["query_vector"] = self._checked_query_vector(vectors[i], i)
+            row |= {name: np.append(row[name], last[name]).astype(row[name].dtype) for name in EVENT_COLUMNS}
         batch = self.pad(rows, max_length=self.model_max_length - num_steps + 1)
         lengths = batch["attention_mask"].sum(-1)
         width = batch["attention_mask"].shape[1]

@@ -208,11 +208,34 @@ def test_index(saved_model, tiny_data, run_json, run, tmp_path):
     assert run_json("index", "--model", folder)["num_items"] == 60
     assert "60 items" in run("index", "--model", folder, "--kind", "hnsw")
     assert "--tune and --data go together" in run("index", "--model", folder, "--tune", code=2)
+    for words, message in (
+        (["--recall", "0.9"], "--recall goes with --tune"),
+        (["--time-unit", "s"], "--time-unit goes with --add"),
+        (["--kind", "hnsw", "--milvus", "file.db"], "--kind is of an index by faiss"),
+    ):
+        assert message in run("index", "--model", folder, *words, code=2)
     text = run("index", "--model", folder, "--kind", "ivf", "--tune", "--data", tiny_data, "--recall", 0.9)
     chosen = json.loads((folder / "index.json").read_text())["setting"]
     assert f"search setting {chosen};" in text
     pq.write_table(pq.read_table(folder / "items.parquet").slice(1), folder / "items.parquet")
     assert "copy the file of the same model" in run("index", "--model", folder, code=2)
+
+
+def test_an_index_that_says_too_little(saved_model, run, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "model")
+    about = json.loads((folder / "index.json").read_text())
+    for name, message in (("encoder_fingerprint", "truncated, foreign"), ("dimension", "lacks 'dimension'")):
+        (folder / "index.json").write_text(json.dumps({n: value for n, value in about.items() if n != name}))
+        assert message in run("recommend", "--model", folder, code=2)
+
+
+def test_an_index_on_a_strangers_server_is_not_called(saved_model, run, tmp_path, monkeypatch):
+    folder = shutil.copytree(saved_model, tmp_path / "model")
+    about = json.loads((folder / "index.json").read_text())
+    about |= {"kind": "milvus", "uri": "https://stranger.example", "collection": "c"}
+    (folder / "index.json").write_text(json.dumps(about))
+    monkeypatch.setenv("MILVUS_TOKEN", "secret")
+    assert "set MILVUS_URI to that address" in run("recommend", "--model", folder, code=2)
 
 
 def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):
@@ -293,6 +316,7 @@ def test_recommend_says_why_there_are_fewer_and_which_query_is_unknown(saved_mod
         (["--timestamp", "yesterday"], "neither seconds since epoch nor an ISO 8601 time"),
         (["-k", "0"], "k is 0"),
         (["-k", "-3"], "k is -3"),
+        (["-k", "10000000000000"], "at most 1,000,000"),
     ],
 )
 def test_recommend_refuses_in_words(saved_model, run, words, message):

@@ -34,6 +34,8 @@ def monitor(args: argparse.Namespace) -> None:
     from pinrec_hf.retrieval.retriever import PinRecRetriever
 
     before = json.loads(Path(args.before).read_text("utf-8")) if args.before else {}
+    if not isinstance(before, dict):
+        raise ValueError(f"--before {args.before} holds no figures: give what `pinrec monitor --json` printed")
     folder = find_folder(args.model, args.revision)
     retriever = PinRecRetriever.from_pretrained(folder, adapters=parse_adapters(args.adapter))
     figures = daily_figures(retriever, folder, args.data, k=args.k, max_users=args.max_users)

@@ -31,7 +31,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--milvus", metavar="URI", help="search by this Milvus, a file for milvus-lite, not by faiss")
     parser.add_argument("--tune", action="store_true", help="choose the search setting by --data's validation users")
     parser.add_argument("--data", help="for --tune: folder that `pinrec prepare` wrote")
-    parser.add_argument("--recall", type=float, default=0.95, help="for --tune: to reach (default: %(default)s)")
+    parser.add_argument("--recall", type=float, help="for --tune: to reach (default: 0.95)")
     group = parser.add_argument_group("items that come and go, without a rebuild")
     group.add_argument("--add", nargs="+", metavar="PARQUET", help="new items, with the columns of `prepare --items`")
     group.add_argument(
@@ -112,7 +112,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SHARE",
         help="what is wanted, and its share of the slots; repeatable (default: the surface's shares in training)",
     )
-    group.add_argument("--num-steps", type=int, metavar="N", help="events ahead that are generated (default: 1)")
+    group.add_argument("--num-steps", type=int, metavar="N", help="events ahead to generate (default: 1; trace: 6)")
     group.add_argument(
         "--exclude", action="append", default=[], metavar="ID", help="an item not to recommend; repeatable"
     )
@@ -133,8 +133,14 @@ def index(args: argparse.Namespace) -> None:
         return _grow(args)
     if args.boost:
         raise ValueError("--boost goes with --add: it is for the scores of new items")
+    if args.time_unit:
+        raise ValueError("--time-unit goes with --add or --remove: it is of the times in their files")
     if args.tune != (args.data is not None):
         raise ValueError("--tune and --data go together: the dataset whose validation users are asked for")
+    if args.recall is not None and not args.tune:
+        raise ValueError("--recall goes with --tune: it is what the search setting is chosen to reach")
+    if args.kind and args.milvus:
+        raise ValueError("--kind is of an index by faiss: leave it out, or --milvus")
     built = build_index(
         args.model,
         kind=args.kind,
@@ -142,7 +148,7 @@ def index(args: argparse.Namespace) -> None:
         memory_gib=args.memory_gib,
         milvus=args.milvus,
         tune_on=args.data,
-        recall=args.recall,
+        recall=0.95 if args.recall is None else args.recall,
     )
     if built is None:
         return
@@ -293,7 +299,16 @@ def history_table(retriever: PinRecRetriever, history: Mapping[str, list[Any]]) 
         time = history["timestamp"][i]
         stamp = "unknown" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
         what = f"search: {queries[i]}" if items[i] is None else titles.get(row) or ""
-        lines.append([stamp, history["surface"][i] or "unknown", ", ".join(outcomes[i] or ()), items[i], what])
+        names = ", ".join(name or "unknown" for name in outcomes[i] or ())
+        lines.append(
+            [
+                stamp,
+                history["surface"][i] or "unknown",
+                names,
+                items[i],
+                what,
+            ]
+        )
     return table(["time (UTC)", "surface", "outcome", "item", "title" if titles else ""], lines)
 
 

@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
         help="kept of what was computed of users' histories, 0 for nothing (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="any but a loopback needs keys (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
     parser.add_argument("--api-key-file", help="API keys, one a line; every call but the health checks needs one")
     group = parser.add_argument_group("load")
     group.add_argument("--max-batch", type=_positive, default=32, help="answered together (default: %(default)s)")
@@ -48,6 +48,13 @@ def add_commands(commands: Any) -> None:
         metavar="S",
         help="answering, but unready (default: %(default)s s)",
     )
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 (any that is free) to 65535")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -28,7 +28,7 @@ from pinrec_hf.hub.facts import (
 )
 from pinrec_hf.hub.files import CARD, PICTURES, SURFACE_CONFIG, list_files
 from pinrec_hf.hub.results import MISSING, slug
-from pinrec_hf.retrieval.pretrained import weights_hash
+from pinrec_hf.retrieval.pretrained import saved_class, weights_hash
 
 LICENSE = re.compile(r"apache-2\.0|mit|bsd-[23]-clause|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.0|odbl|pddl|gpl-3\.0")
 """Names that the Hub knows and that data are commonly under; any other is `other`, with the text as its name."""
@@ -81,6 +81,7 @@ def write_card(
 
 
 def _model_card(root: Path, report: SavedReport | None, facts: dict[str, Any]) -> ModelCard:
+    saved_class(root)
     config, data = read_json(root / "config.json"), read_json(root / "data.json")
     name = data.get("name") or "its training data"
     card_data = ModelCardData(

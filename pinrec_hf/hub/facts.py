@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pinrec_hf.evaluation.report import Table
 from pinrec_hf.evaluation.saved import SavedReport
@@ -100,11 +100,14 @@ def _parameters(root: Path, pattern: str) -> tuple[int, int]:
     """Numbers of weights in all, and in tables of ids."""
     whole = ids = 0
     for path in root.glob(pattern):
-        with safe_open(path, "np") as weights:
-            for name in weights.keys():  # noqa: SIM118  not a dict
-                size = math.prod(weights.get_slice(name).get_shape())
-                whole += size
-                ids += size if "_ids." in name else 0
+        try:
+            with safe_open(path, "np") as weights:
+                for name in weights.keys():  # noqa: SIM118  not a dict
+                    size = math.prod(weights.get_slice(name).get_shape())
+                    whole += size
+                    ids += size if "_ids." in name else 0
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or damaged ({error}); copy it again") from error
     return whole, ids
 
 

@@ -70,7 +70,8 @@ class Listing:
 
     def may_hold(self, path: str) -> bool:
         """Whether a folder of this kind may have a file of that name."""
-        return any(fnmatch(path, pattern) for pattern in KINDS[self.kind][1])
+        patterns = (p for p in KINDS[self.kind][1] if p.count("/") == path.count("/"))  # whose * is no /
+        return any(fnmatch(path, pattern) for pattern in patterns)
 
 
 def list_files(folder: str | os.PathLike[str]) -> Listing:

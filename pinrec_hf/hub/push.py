@@ -31,6 +31,8 @@ def push(listing: Listing, repo: str, *, private: bool | None = None, revision: 
     """
     if CARD not in listing.sizes:
         raise ValueError(f"{listing.folder} has no README.md: write its card first, by `pinrec card`")
+    if listing.kind == "adapter" and SURFACE_CONFIG not in listing.sizes:
+        raise ValueError(f"{listing.folder} has no {SURFACE_CONFIG}: it is no adapter of training/finetune.py")
     if listing.kind == "adapter" and is_local(base := read_json(listing.folder / SURFACE_CONFIG)["base_model"]):
         raise ValueError(
             f"the adapter's base is {base}, a folder of this machine, which nobody else can load: push the base, then "

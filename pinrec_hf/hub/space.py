@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData
+from huggingface_hub.errors import HTTPError
 
 import pinrec_hf
 from pinrec_hf.data.output import new_directory
@@ -60,7 +61,10 @@ def write_space(model: str, output_dir: str | os.PathLike[str], *, revision: str
         models=[model],
     )
     facts = {"model": model, "version": pinrec_hf.__version__, "metadata": metadata.to_yaml()}
-    facts["commit"] = str(HfApi(library_name="pinrec_hf").model_info(model, revision=revision).sha)
+    try:
+        facts["commit"] = str(HfApi(library_name="pinrec_hf").model_info(model, revision=revision).sha)
+    except HTTPError as error:
+        raise OSError(f"{model} cannot be found on the Hub: {error}") from error
     with new_directory(output_dir) as folder:
         for name, text in ((SPACE_APP, APP), ("requirements.txt", REQUIREMENTS), (CARD, README)):
             (folder / name).write_text(text.format(**facts), "utf-8")

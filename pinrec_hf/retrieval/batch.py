@@ -62,7 +62,7 @@ def retrieve_parquet(
     }
     done = {"num_requests": 0, "num_candidates": 0, "num_parts": 0}
     with (
-        _parts_folder(Path(output_dir), json.loads(json.dumps(about, default=list))) as folder,
+        _parts_folder(Path(output_dir), json.loads(json.dumps(about, default=_plain))) as folder,
         tqdm(total=files.num_rows, desc="retrieving", unit="user", disable=not progress) as bar,
     ):
         for number, batch in enumerate(files.batches(USERS_A_PART)):
@@ -123,15 +123,20 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
         _describe(folder / ABOUT, about)
+        for left in folder.glob("*.partial-*"):  # of a run that was killed
+            left.unlink()
         try:
             yield folder
-            for left in folder.glob("*.partial-*"):  # of a run that was killed
-                left.unlink()
             os.rename(folder, output)
         finally:
             if folder.is_dir() and not any(folder.glob("part-*.parquet")):  # a refusal leaves nothing behind
                 (folder / ABOUT).unlink()
                 folder.rmdir()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON lacks: collections as lists, dates and the like as text."""
+    return list(value) if isinstance(value, set | np.ndarray) else str(value)
 
 
 def _describe(path: Path, about: dict[str, Any]) -> None:

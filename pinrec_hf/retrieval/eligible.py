@@ -42,10 +42,11 @@ class Eligibility:
 
     def __init__(self, catalogue: Catalogue, items: ItemTable | None) -> None:
         self.catalogue, self.items = catalogue, items
-        self._lives: np.ndarray | None = None
+        self._lives: tuple[np.ndarray, ...] | None = None
         if catalogue.has_availability:
-            self._lives = catalogue.availability(np.arange(len(catalogue)))
-            self._moments = [np.unique(self._lives[:, side]) for side in (0, 1)]
+            lives = catalogue.availability(np.arange(len(catalogue)))
+            # of each side the moments at which anything changes, and every item's place among them
+            self._moments, self._lives = zip(*(np.unique(side, return_inverse=True) for side in lives.T), strict=True)
 
     def excluded_rows(self, requests: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         """Of each request the seen items, those in `exclude`, and the subject item itself: int64 catalogue rows,
@@ -122,7 +123,7 @@ class Eligibility:
             masks.append(self.items.mask(dict(filters)))
         if self._lives is not None:
             if born is not None:
-                masks.append(np.searchsorted(self._moments[0], self._lives[:, 0]) < born)
+                masks.append(self._lives[0] < born)
             if died is not None:
-                masks.append(np.searchsorted(self._moments[1], self._lives[:, 1]) >= died)
+                masks.append(self._lives[1] >= died)
         return np.logical_and.reduce(masks) if masks else None

@@ -54,7 +54,7 @@ def export_parquet(
         "format": 1,
         "metric": "inner product",
         "dimension": retriever.model.config.embedding_size,
-        "num_items": len(retriever.index.rows),
+        "num_items": len(retriever.index),
         "num_users": 0 if files is None else files.num_rows,
         "encoder_fingerprint": encoder_fingerprint(retriever.model),
         "catalogue_fingerprint": catalogue.fingerprint,
@@ -62,7 +62,7 @@ def export_parquet(
     item_type = pa.int64() if catalogue.id_type == "integer" else pa.string()
     with new_directory(output_dir) as folder:
         item_schema = pa.schema([("item_id", item_type), ("embedding", VECTOR)])
-        starts = range(0, len(retriever.index.rows), ROWS_AT_ONCE)
+        starts = range(0, len(retriever.index), ROWS_AT_ONCE)
         tables: Iterator[pa.Table] = (_item_table(retriever, start, item_schema) for start in starts)
         _write(folder / "items.parquet", item_schema, tables, len(starts), "exporting items", progress)
         if files is not None:
@@ -85,7 +85,7 @@ def export_parquet(
 
 def _item_table(retriever: PinRecRetriever, start: int, schema: pa.Schema) -> pa.Table:
     index = retriever.index  # what is served: a new item's vector stands there alone
-    places = np.arange(start, min(start + ROWS_AT_ONCE, len(index.rows)))
+    places = index.live.places[start : start + ROWS_AT_ONCE]
     ids = retriever.tokenizer.catalogue.ids(index.rows[places])
     return pa.table([pa.array(ids, schema.field("item_id").type), _vectors(index.vectors[places])], schema=schema)
 

@@ -78,14 +78,14 @@ def read_index(
         if about["format"] not in FORMATS:
             raise ValueError
         sizes = {name: int(size) for name, size in about["bytes"].items()}
+        made_by = {what: about[f"{what}_fingerprint"] for what in expected}
     except FileNotFoundError:
         raise FileNotFoundError(f"no complete index in {folder}; {again}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder}/index.json is truncated, foreign or of a newer format; {again}") from None
     for what, fingerprint in expected.items():
-        made_by = about[f"{what}_fingerprint"]
-        if made_by != fingerprint:
-            problem = f"was made by another {what} ({made_by}, not {fingerprint})"
+        if made_by[what] != fingerprint:
+            problem = f"was made by another {what} ({made_by[what]}, not {fingerprint})"
             raise ValueError(f"the index in {folder} {problem}; {again}")
     for name, size in sizes.items():
         path = os.path.join(folder, name)
@@ -100,6 +100,8 @@ def read_index(
             neighbours = FaissIndex.read(os.path.join(folder, "index.faiss"), about)
     except RuntimeError as error:
         raise ValueError(f"{folder}/index.faiss is no faiss index ({error}); {again}") from None
+    except KeyError as missing:
+        raise ValueError(f"{folder}/index.json lacks {missing}; {again}") from None
     size, dimension = arrays["vectors"].shape
     if (len(neighbours), about["dimension"], len(arrays["rows"])) != (size, dimension, size):
         raise ValueError(f"the files in {folder} do not belong together; {again}")

@@ -91,15 +91,16 @@ class ItemTable:
             is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
             kind = column.type.value_type if is_list else column.type
             values = list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else [wanted]
+            flat = pc.list_flatten(column) if is_list else column
             try:
-                allowed = pa.array(values, kind)
+                good = np.asarray(pc.is_in(flat, value_set=pa.array(values, kind)))
             except NOT_OF_ITS_TYPE as error:
                 raise ValueError(f"filter {name}={values!r}: the column holds {kind} ({error})") from error
-            flat = pc.list_flatten(column) if is_list else column
-            good = np.asarray(pc.is_in(flat, value_set=allowed))
             if is_list:
                 places = np.asarray(pc.list_parent_indices(column.combine_chunks()))[good]
                 good = np.bincount(places, minlength=len(column)) > 0
+                if None in values:
+                    good |= np.asarray(column.is_null())
             passing = good if passing is None else passing & good
         if passing is None:
             raise ValueError("filters is empty; give {column: value}, or None for no filter")

@@ -71,8 +71,14 @@ class MilvusIndex:
         """The collection that an `index.json` tells of.
 
         Raises:
-            ValueError: Milvus does not have it.
+            ValueError: Milvus does not have it; or it is a server that this machine was not told to trust.
         """
+        # a folder may come from anybody, and whom it names would be sent the token and every query
+        if "://" in about["uri"] and about["uri"] != os.environ.get("MILVUS_URI"):
+            raise ValueError(
+                f"this index lies on the Milvus at {about['uri']}: set MILVUS_URI to that address if you trust it, or "
+                "index again"
+            )
         names = ("uri", "collection", "dimension", "radius", "outside", "setting")
         opened = cls(size=about["num_vectors"], **{name: about[name] for name in names})
         if not opened._client.has_collection(opened.collection):

@@ -23,13 +23,18 @@ FILES = ("*.json", "*.safetensors", "index.faiss", "items.parquet")
 def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """A model's folder: `name` itself if it is one, else the repo of that name, downloaded into the cache.
 
+    Args:
+        name: a folder, `org/name`, or `org/name@revision`.
+        revision: of a repo that names none.
+
     Raises:
         FileNotFoundError: it is neither.
     """
     if os.path.isdir(name):
         return Path(name)
+    repo, _, pinned = os.fspath(name).partition("@")
     try:
-        return Path(snapshot_download(os.fspath(name), revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(repo, revision=pinned or revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(

@@ -37,6 +37,7 @@ SIMILAR = 0.9
 """Embeddings of one request and outcome with a higher cosine than this are one (PinRec v4, section 3.4)."""
 
 REQUESTS_AT_ONCE = 512
+MOST = 1_000_000  # items or steps
 Request = Mapping[str, Any]
 
 
@@ -382,6 +383,6 @@ class PinRecRetriever:
 
 
 def _checked(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise ValueError(f"{name} is {count!r}; ask for a whole number, at least 1")
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= MOST:
+        raise ValueError(f"{name} is {count!r}; ask for a whole number, at least 1 and at most {MOST:,}")
     return int(count)

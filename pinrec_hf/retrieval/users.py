@@ -116,6 +116,8 @@ def find_user(data: str | Path, user_id: str, tokenizer: PinRecTokenizer) -> tup
     if integer and not user_id.lstrip("-").isdigit():
         raise ValueError(f"user {user_id!r}: the users of {data} have integer ids")
     wanted = int(user_id) if integer else user_id
+    if integer and not -(2**63) <= int(user_id) < 2**63:
+        raise ValueError(f"user {user_id}: the ids of {data} fit 64 bits")
     for split in ("test", "validation", "train"):
         files = sorted(str(path) for path in (Path(data) / split).glob("*.parquet"))
         table = ds.dataset(files, format="parquet").to_table(filter=pc.field("user_id") == wanted)

@@ -62,6 +62,8 @@ def open_histories(address: str) -> HistoryStore:
     Raises:
         ValueError: a foreign file, a Redis that forgets, or none.
     """
+    if address == ":memory:":
+        raise ValueError("--histories :memory: would forget what it acknowledged; give a file, or redis://...")
     return RedisHistories(address) if address.startswith(("redis://", "rediss://")) else SQLiteHistories(address)
 
 
@@ -149,10 +151,12 @@ class SQLiteHistories:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 self._writer.execute("COMMIT")
-            except sqlite3.Error as error:
+            except BaseException as error:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                raise HistoryUnavailable(str(error)) from error
+                if isinstance(error, sqlite3.Error):
+                    raise HistoryUnavailable(str(error)) from error
+                raise
 
     def close(self) -> None:
         with self._writing, self._reading:

@@ -127,6 +127,14 @@ def test_what_an_earlier_push_left_goes(loopback, data, tmp_path):
     assert {"train/part-00000.parquet", "notes.md"} < set(shorter)
 
 
+def test_what_may_be_removed_lies_where_such_a_folder_has_it(trained):
+    listing = list_files(trained)
+    assert listing.may_hold("modeling_pinrec.py")
+    assert listing.may_hold("model-00001-of-00002.safetensors")
+    assert not listing.may_hold("examples/my_pinrec.py")
+    assert not listing.may_hold("model-old/a-of-b.safetensors")
+
+
 def answers(folder):
     return PinRecRetriever.from_pretrained(folder).rank(REQUESTS, 20).tolist()
 

@@ -176,6 +176,17 @@ def test_request_context_is_the_last_event(tok):
     assert "target_features" not in batch
 
 
+def test_a_query_that_ends_the_history_is_not_put_there_again(tok):
+    """As in training, where a view's query stands in the log once."""
+    search = {"item_id": ["a", None], "outcomes": [["save"], []], "query": [None, "sofa"], "timestamp": [10, 20]}
+    asked = tok([search, search], query=["sofa", "lamp"], surface="search", timestamp=30)
+    assert asked["event_types"][0].tolist() == [START_EVENT, START_EVENT, ITEM_EVENT, QUERY_EVENT]
+    assert asked["event_types"][1].tolist() == [START_EVENT, ITEM_EVENT, QUERY_EVENT, QUERY_EVENT]
+    assert asked["timestamps"][:, -1].tolist() == [20, 30]
+    own = tok([search], query="sofa", query_embedding=[7.0, 8, 9])
+    assert own["query_vectors"][own["event_queries"]][0, -1].tolist() == [7, 8, 9]
+
+
 def test_one_value_serves_all_requests(tok):
     histories = [{"item_id": ["a"], "outcomes": [["save"]]}] * 2
     one = tok(histories, surface="search", query="sofa", timestamp=NOW, query_embedding=[1.0, 0, 0])

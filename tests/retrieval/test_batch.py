@@ -1,5 +1,6 @@
 """`retrieve` and `export`: every user once, the same as `recommend` says, and again where a killed run stopped."""
 
+import datetime
 import fcntl
 import json
 import os
@@ -113,6 +114,13 @@ def test_a_refused_request_leaves_nothing(retriever, tiny_data, tmp_path):
             export_parquet(retriever, tmp_path / "out", users=tiny_data / "test", request=request, progress=False)
     with pytest.raises(ValueError, match="k is 0"):
         retrieve_parquet(retriever, tiny_data / "test", tmp_path / "out", k=0, progress=False)
+    filters = {"filters": {"market": datetime.date(2026, 1, 1)}}  # which JSON cannot say
+    with pytest.raises(ValueError, match="the column holds string"):
+        retrieve_parquet(retriever, tiny_data / "test", tmp_path / "out", request=filters, progress=False)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "part-00000.parquet.partial-7").touch()  # of a run that was killed
+    with pytest.raises(ValueError, match="k is 0"):
+        retrieve_parquet(retriever, tiny_data / "test", tmp_path / "out", k=0, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,6 +217,15 @@ def test_exported_vectors_rank_as_the_index_does(retriever, tiny_data, tmp_path)
     history, _ = find_user(tiny_data, user["user_id"], retriever.tokenizer)
     (candidates,) = retriever.recommend([history], surface="search", outcome_budget={user["outcome"]: 1}, k=60)
     np.testing.assert_allclose([c.score for c in candidates], scores[[c.row for c in candidates]], rtol=1e-4, atol=1e-4)
+
+
+def test_removed_items_are_not_exported(retriever, tmp_path):
+    model, tokenizer = retriever.model, retriever.tokenizer
+    other = PinRecRetriever.build(model, tokenizer)
+    other.index.remove(np.array([3, 40]))
+    assert export_parquet(other, tmp_path / "out", progress=False)["num_items"] == 58
+    items = pq.read_table(tmp_path / "out" / "items.parquet")["item_id"].to_pylist()
+    assert items == tokenizer.catalogue.ids(np.delete(np.arange(60), [3, 40]))
 
 
 def test_items_alone_can_be_exported(retriever, tmp_path):

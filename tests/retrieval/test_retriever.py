@@ -393,6 +393,19 @@ def test_filters_that_cannot_be_are_refused(retriever, filters, message):
         retriever.recommend([{}], filters=filters)
 
 
+def test_a_null_passes_where_none_is_wanted(tmp_path):
+    table = pa.table({"item_id": ["a", "b", "c"], "tags": [["x"], None, ["y", None]], "at": [{"n": 1}, None, None]})
+    pq.write_table(table, tmp_path / "items")
+    catalogue = Catalogue.build(["a", "b", "c"])
+    write_item_table(tmp_path / "items", tmp_path / "items.parquet", catalogue)
+    items = ItemTable(tmp_path / "items.parquet", catalogue)
+    assert items.mask({"tags": [None]}).tolist() == [False, True, True]
+    assert items.mask({"tags": ["x", None]}).tolist() == [True, True, True]
+    assert items.mask({"tags": "y"}).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"filter at=.*the column holds struct"):
+        items.mask({"at": None})
+
+
 def test_filters_need_the_items_columns(divided):
     with pytest.raises(ValueError, match=r"items\.parquet"):
         divided.recommend([{}], filters={"market": "de"})

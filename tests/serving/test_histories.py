@@ -151,6 +151,16 @@ def test_a_write_that_fails_stores_nothing_and_says_so(tmp_path, monkeypatch):
     assert store.append([event("u", "b", 2)]) == 1
 
 
+def test_a_write_that_breaks_off_leaves_the_file_to_others(tmp_path):
+    store, other = (SQLiteHistories(str(tmp_path / "events.sqlite")) for _ in range(2))
+    with pytest.raises(OverflowError):
+        store.append([event("u", "x", 0), event("u", "y", 2**70)])
+    assert other.append([event("u", "a", 1)]) == 1
+    assert store.append([event("u", "b", 2)]) == 1
+    with pytest.raises(ValueError, match="would forget"):
+        open_histories(":memory:")
+
+
 def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "text").write_text("no database " * 100)
     with pytest.raises(ValueError, match="give a file that `pinrec serve` made"):

@@ -174,6 +174,18 @@ def test_prepare_maps_columns_and_tells_what_it_did(run, tmp_path):
     assert "training/pretrain.py --data" in text
 
 
+def test_prepare_says_what_titles_are_good_for(run, tmp_path):
+    log = {"user_id": ["a", "a", "a"], "item_id": ["x", "y", "x"], "timestamp": [1.7e9, 1.7001e9, 1.7002e9]}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": ["x", "y"], "title": ["Red sofa", "Lamp"]}), tmp_path / "items.parquet")
+    words = ["embed", "--input", tmp_path / "items.parquet", "--text-column", "title", "--words"]
+    assert "2 rows, 3 words" in run(*words, "--output", tmp_path / "words.parquet")
+    common = ["--log", tmp_path / "log.parquet", "--time-unit", "s"]
+    for items, told in (("items", True), ("words", False)):
+        text = run("prepare", *common, "--items", tmp_path / f"{items}.parquet", "--output-dir", tmp_path / items)
+        assert ("pinrec embed --words" in text) == told
+
+
 def test_prepare_needs_a_log_or_a_public_set(run, tmp_path):
     out = ["--output-dir", tmp_path / "data"]
     assert "--log, or --public" in run("prepare", *out, code=2)

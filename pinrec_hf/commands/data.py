@@ -161,6 +161,8 @@ def prepare(args: argparse.Namespace) -> None:
     if args.json:
         print_json(report.to_dict())
         return
+    import pyarrow.parquet as pq
+
     from pinrec_hf.data.dataset_folder import read_metadata
 
     print(report)
@@ -168,6 +170,9 @@ def prepare(args: argparse.Namespace) -> None:
     names = list(dict.fromkeys(name for row in counts.values() for name in row))
     rows = [[surface, *(f"{row.get(name, 0):,}" for name in names)] for surface, row in counts.items()]
     print(f"\n{table(['positive in train', *names], rows, right=names)}")
+    columns = pq.read_schema(f"{args.output_dir}/items.parquet").names
+    if "title" in columns and not {"features", "embedding"} & set(columns):
+        print("\nitems have titles, which a model does not read: `pinrec embed --words` makes features of them")
     print(f"\nwrote {args.output_dir}; next: accelerate launch training/pretrain.py --data {args.output_dir}")
 
 

@@ -179,7 +179,7 @@ def test_prepare_says_what_titles_are_good_for(run, tmp_path):
     pq.write_table(pa.table(log), tmp_path / "log.parquet")
     pq.write_table(pa.table({"item_id": ["x", "y"], "title": ["Red sofa", "Lamp"]}), tmp_path / "items.parquet")
     words = ["embed", "--input", tmp_path / "items.parquet", "--text-column", "title", "--words"]
-    assert "2 rows, 3 words" in run(*words, "--output", tmp_path / "words.parquet")
+    assert "2 rows, 3 features" in run(*words, "--output", tmp_path / "words.parquet")
     common = ["--log", tmp_path / "log.parquet", "--time-unit", "s"]
     for items, told in (("items", True), ("words", False)):
         text = run("prepare", *common, "--items", tmp_path / f"{items}.parquet", "--output-dir", tmp_path / items)

@@ -212,6 +212,6 @@ def embed(args: argparse.Namespace) -> None:
         print_json(result)
     else:
         made = [f"vectors of {result['embedding_size']}"] if args.model else []
-        made += [f"{result['num_words']:,} words"] if args.words else []
+        made += [f"{result['num_features']:,} features"] if args.words else []
         nulls = f"{result['num_null_texts']:,} texts were null"
         print(f"{args.output}: {result['num_rows']:,} rows, {' and '.join(made)} ({nulls})")

@@ -74,11 +74,9 @@ def load_amazon(folder: str | os.PathLike[str]) -> tuple[pa.Table, pa.Table]:
 
 def with_words(items: pa.Table) -> pa.Table:
     """The items, their titles' words among their features."""
-    bags = word_features(items["title"].to_pylist())
-    if "features" in items.column_names:
-        bags = [(old or []) + new for old, new in zip(items["features"].to_pylist(), bags, strict=True)]
-        items = items.drop_columns("features")
-    return items.append_column("features", pa.array(bags, pa.list_(pa.string())))
+    before = items["features"].to_pylist() if "features" in items.column_names else None
+    bags = pa.array(word_features(items["title"].to_pylist(), before), pa.list_(pa.string()))
+    return items.select(["item_id", "title"]).append_column("features", bags)
 
 
 def _read_meta(file: Path, wanted: set[str]) -> pa.Table:

@@ -84,13 +84,17 @@ def embed_texts(
     return np.asarray(vectors, dtype=np.float32)
 
 
-def word_features(texts: Sequence[str | None]) -> list[list[str]]:
+def word_features(texts: Sequence[str | None], before: Sequence[Sequence[str] | None] | None = None) -> list[list[str]]:
     """Item features `word=...`, of each text's distinct words in lower case, in order; None has none.
 
     A model learns what a word says of the next item, which no encoder of sentences was trained for (as fastText learns
     words by a task, arXiv 1607.01759). A script without spaces has sentences for words.
+
+    Args:
+        before: features that each item has already: they stay, before the words.
     """
-    return [[f"word={word}" for word in dict.fromkeys(WORD.findall((text or "").lower()))] for text in texts]
+    words = ([f"word={word}" for word in dict.fromkeys(WORD.findall((text or "").lower()))] for text in texts)
+    return [[*(old or ()), *new] for old, new in zip(before or [None] * len(texts), words, strict=True)]
 
 
 def embed_parquet(
@@ -115,8 +119,8 @@ def embed_parquet(
         model, batch_size, device: see `embed_texts`; no model, no embedding.
 
     Returns:
-        `{"num_rows": ..., "num_null_texts": ..., "embedding_size": ..., "num_words": ...}`, the last two 0 if not asked
-        for.
+        `{"num_rows": ..., "num_null_texts": ..., "embedding_size": ..., "num_features": ...}`, the last two 0 if not
+        asked for.
 
     Raises:
         FileNotFoundError: no such input.
@@ -138,39 +142,35 @@ def embed_parquet(
         raise ValueError(f"{input} has no rows to embed")
     if isinstance(model, (str, os.PathLike)):
         model = load_text_model(model, device)
-    vector_type, bag_type = pa.list_(pa.float32()), pa.list_(pa.string())
-    added = [pa.field("embedding", vector_type)] if model is not None else []
-    added += [pa.field("features", bag_type)] if words else []
-    names = {field.name for field in added}
-    kept = [name for name in schema.names if name not in names]
-    num_null = size = num_words = 0
+    added = {"embedding": pa.list_(pa.float32())} if model is not None else {}
+    added |= {"features": pa.list_(pa.string())} if words else {}
+    kept = [name for name in schema.names if name not in added]
+    written = pa.schema([*map(schema.field, kept), *added.items()])
+    num_null = size = num_features = 0
     with replaced(output) as partial:
         with (
-            pq.ParquetWriter(partial, pa.schema([*map(schema.field, kept), *added])) as writer,
+            pq.ParquetWriter(partial, written) as writer,
             tqdm(total=num_rows, desc="embedding", unit="text", disable=not progress) as bar,
         ):
             for path in paths:
                 for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
+                    columns = {name: batch[name] for name in kept}
                     texts = batch[text_column].to_pylist()
                     num_null += batch[text_column].null_count
-                    more = []
                     if model is not None:
                         vectors = embed_texts(texts, model, batch_size, progress=False)
                         size = vectors.shape[1]
                         offsets = np.arange(0, vectors.size + 1, size, dtype=np.int32)
-                        more.append(pa.ListArray.from_arrays(offsets, vectors.ravel()).cast(vector_type))
+                        columns["embedding"] = pa.ListArray.from_arrays(offsets, vectors.ravel())
                     if words:
-                        bags = word_features(texts)
-                        num_words += sum(map(len, bags))
-                        if "features" in batch.schema.names:
-                            there = batch["features"].to_pylist()
-                            bags = [(old or []) + new for old, new in zip(there, bags, strict=True)]
-                        more.append(pa.array(bags, bag_type))
-                    writer.write_batch(pa.record_batch([*map(batch.column, kept), *more], schema=writer.schema))
+                        before = batch["features"].to_pylist() if "features" in batch.schema.names else None
+                        columns["features"] = word_features(texts, before)
+                        num_features += sum(map(len, columns["features"]))
+                    writer.write_table(pa.table(columns).cast(written))
                     bar.update(len(batch))
         if os.path.lexists(output):
             raise FileExistsError(f"another run wrote {output} meanwhile: choose another, or remove it first")
-    return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size, "num_words": num_words}
+    return {"num_rows": num_rows, "num_null_texts": num_null, "embedding_size": size, "num_features": num_features}
 
 
 def _text_schema(paths: list[str], text_column: str, embedding: bool, words: bool) -> pa.Schema:

@@ -54,7 +54,7 @@ def test_embed_parquet_keeps_rows_and_columns(items, tmp_path, monkeypatch, rows
     report = embed_parquet(
         tmp_path / "items.parquet", text_column="title", model=LetterCounts(), output=output, progress=False
     )
-    assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 4, "num_words": 0}
+    assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 4, "num_features": 0}
     written = pq.read_table(output)
     assert written.schema.field("embedding").type == pa.list_(pa.float32())
     assert written.drop_columns("embedding").equals(items)
@@ -67,7 +67,7 @@ def test_words_are_features_after_those_that_are_there(items, tmp_path):
     for name, there in (("without", items), ("with", items.append_column("features", pa.array(features)))):
         pq.write_table(there, tmp_path / name)
         report = embed_parquet(tmp_path / name, text_column="title", words=True, output=tmp_path / f"{name}-out")
-        assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 0, "num_words": 6}
+        assert report == {"num_rows": 6, "num_null_texts": 1, "embedding_size": 0, "num_features": 6 + (name == "with")}
     words = [["word=ab"], [], ["word=ccc"], ["word=a", "word=quoted", "word=b"], [], ["word=sofa"]]
     assert pq.read_table(tmp_path / "without-out")["features"].to_pylist() == words
     assert pq.read_table(tmp_path / "with-out")["features"].to_pylist() == [["tag=old", "word=ab"], *words[1:]]
@@ -80,7 +80,7 @@ def test_words_are_features_after_those_that_are_there(items, tmp_path):
         output=tmp_path / "both",
         progress=False,
     )
-    assert (both["embedding_size"], both["num_words"]) == (4, 6)
+    assert (both["embedding_size"], both["num_features"]) == (4, 7)
     assert pq.read_schema(tmp_path / "both").names == ["item_id", "title", "tags", "embedding", "features"]
 
 

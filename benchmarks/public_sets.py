@@ -7,8 +7,9 @@
     python benchmarks/public_sets.py --interactions FILE --items FILE      # any leave-one-out file, with the defaults
 
 Settings lie in benchmarks/public.yaml; they were chosen on the validation item (docs/experiments.md). The test item is
-read once, by the final model. Columns (`--column`): the target's time hidden, known, and hidden with a model that,
-all choices made, was trained once more on all but the test item, as HSTU's public code does and SASRec's does not.
+read once, by the final model. Columns (`--column`): the target's time hidden; known; hidden with item ids alone, without
+titles and features; hidden with a model that, all choices made, was trained once more on all but the test item, as
+HSTU's public code does and SASRec's does not.
 Models and prepared data lie in runs/benchmark/.
 """
 
@@ -34,9 +35,11 @@ from pinrec_hf.retrieval.pretrained import load_pretrained
 
 PLAN = read_plan("public")
 METRICS = ("recall@10", "ndcg@10")
+IDS_ALONE = {"content_size": 0, "feature_buckets": 0}
 COLUMNS = {
     "hidden": "target's time hidden",
     "known": "target's time known",
+    "ids": "target's time hidden, item ids alone",
     "refit": "target's time hidden, refitted on all but the test item",
 }
 
@@ -139,8 +142,8 @@ def row(name: str, minutes: float | None, columns: list[str]) -> None:
         }], plan["seeds"][:1])  # fmt: skip
         return
     for column in columns:
-        seeds = plan["seeds"] if column != "known" else plan["seeds"][:1]
-        config = {**plan.get("config", {}), **(plan["known"] if column == "known" else {})}
+        seeds = plan["seeds"][:1] if column in ("known", "ids") else plan["seeds"]
+        config = {**plan.get("config", {}), **{"known": plan["known"], "ids": IDS_ALONE}.get(column, {})}
         found: list[dict[str, Any]] = []
         for seed in seeds:
             found.append(run(name, data, {**plan, "config": config}, seed, None, column))

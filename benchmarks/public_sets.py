@@ -7,8 +7,8 @@
     python benchmarks/public_sets.py --interactions FILE --items FILE      # any leave-one-out file, with the defaults
 
 Settings lie in benchmarks/public.yaml; they were chosen on the validation item (docs/experiments.md). The test item is
-read once, by the final model. Columns (`--column`): the target's time hidden; known; hidden with item ids alone, without
-titles and features; hidden with a model that, all choices made, was trained once more on all but the test item, as
+read once, by the final model. Columns (`--column`): the target's time hidden; known; hidden with item ids alone (no
+titles, no features); hidden with a model that, all choices made, was trained once more on all but the test item, as
 HSTU's public code does and SASRec's does not.
 Models and prepared data lie in runs/benchmark/.
 """

@@ -215,7 +215,7 @@ def any_file(interactions: str, items: str, time_unit: str | None, minutes: floa
     name = Path(interactions).stem
     data = prepared(name, pq.read_table(interactions), pq.read_table(items), name=name, time_unit=time_unit)
     for column in columns:
-        run(name, data, {}, 0, minutes, column)
+        run(name, data, {"config": IDS_ALONE} if column == "ids" else {}, 0, minutes, column)
 
 
 def main() -> None:

@@ -282,7 +282,8 @@ def _numbers(values: Sequence | None, unknown: int, length: int, dtype: Any) -> 
     try:
         return np.array([unknown if value is None else value for value in values], dtype)
     except OverflowError:
-        raise ValueError(f"{max(v for v in values if v is not None)} does not fit {np.dtype(dtype)}") from None
+        largest = max((value for value in values if value is not None), key=abs)
+        raise ValueError(f"{largest} does not fit {np.dtype(dtype)}") from None
 
 
 def checked_times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:

@@ -18,6 +18,9 @@ from .catalogue_pinrec import Catalogue, stable_hash
 from .configuration_pinrec import FIRST_ITEM, NO_ITEM, QUERY_EVENT, START_EVENT, SUBJECT_EVENT, UNKNOWN_ITEM
 from .events_pinrec import EVENT_COLUMNS, HISTORY_COLUMNS, EncodedRow, EventEncoder, checked_times, packed_features
 
+SAME_SEARCH = 1_800
+"""Seconds after a query that a request for it is still the same feed view, as `prepare` tells views apart."""
+
 
 class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
     """Rows and requests to tensors; holds the vocabulary and the memory-mapped catalogue.
@@ -228,8 +231,8 @@ class PinRecTokenizer(EventEncoder, PreTrainedTokenizerBase):
             text_hash = 0 if is_subject else int(stable_hash([queries[i] or ""])[0])
             if vectors[i] is not None:
                 row["query_vector"] = self._checked_query_vector(vectors[i], i)
-            if text_hash and len(row["types"]) and (row["types"][-1], row["queries"][-1]) == (QUERY_EVENT, text_hash):
-                continue  # the history ends with this very query, as in training
+            if text_hash and _ends_with(row, text_hash, surface_codes[i], seconds[i]):
+                continue  # as in training, where a feed view's query stands in the log once
             last = {
                 "types": SUBJECT_EVENT if is_subject else QUERY_EVENT, "items": subject_codes[i],
                 "queries": text_hash, "surfaces": surface_codes[i], "outcomes": 0, "timestamps": seconds[i],
@@ -316,6 +319,14 @@ def _with_start(row: EncodedRow, max_length: int) -> EncodedRow:
     start = {"types": START_EVENT, "timestamps": -1, "requests": -1, "weights": 1}
     cut = {name: np.concatenate([[start.get(name, 0)], row[name][-(max_length - 1) :]]) for name in EVENT_COLUMNS}
     return {**row, **cut}
+
+
+def _ends_with(row: EncodedRow, text_hash: int, surface: int, second: int) -> bool:
+    """Whether a history's last event is this very search, not an older one for the same words."""
+    if not len(row["types"]) or row["types"][-1] != QUERY_EVENT or row["queries"][-1] != text_hash:
+        return False
+    asked = int(row["timestamps"][-1])
+    return row["surfaces"][-1] == surface and (min(asked, second) < 0 or second - asked <= SAME_SEARCH)
 
 
 def _one_each(name: str, value: Any, n: int, nested: bool) -> list:

@@ -244,10 +244,10 @@ def test_an_index_that_says_too_little(saved_model, run, tmp_path):
 def test_an_index_on_a_strangers_server_is_not_called(saved_model, run, tmp_path, monkeypatch):
     folder = shutil.copytree(saved_model, tmp_path / "model")
     about = json.loads((folder / "index.json").read_text())
-    about |= {"kind": "milvus", "uri": "https://stranger.example", "collection": "c"}
-    (folder / "index.json").write_text(json.dumps(about))
     monkeypatch.setenv("MILVUS_TOKEN", "secret")
-    assert "set MILVUS_URI to that address" in run("recommend", "--model", folder, code=2)
+    for uri in ("https://stranger.example", "http:\t//stranger.example:19530", "stranger.example"):
+        (folder / "index.json").write_text(json.dumps({**about, "kind": "milvus", "uri": uri, "collection": "c"}))
+        assert "set MILVUS_URI to that address" in run("recommend", "--model", folder, code=2)
 
 
 def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):

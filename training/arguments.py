@@ -150,18 +150,20 @@ def parse_arguments(*classes: type) -> tuple[Any, ...]:
     return parser.parse_args_into_dataclasses()
 
 
-def read_json(name: str, text: str) -> Any:
-    """An argument that is JSON.
+def read_json(name: str, text: str) -> dict[str, Any]:
+    """An argument that is a JSON object.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+        problem = f"a {type(found).__name__}"
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"--{name} {text!r} is no JSON ({error}); quote it for the shell: --{name} '{{\"key\": 0.5}}'"
-        ) from error
+        problem = str(error)
+    raise ValueError(f"--{name} {text!r} is no JSON object ({problem}); quote it for the shell: '{{\"key\": 0.5}}'")
 
 
 REFUSING = ("pinrec_hf.", "__main__", "transformers.hf_argparser", "huggingface_hub.dataclasses")

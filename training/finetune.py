@@ -26,7 +26,7 @@ from pinrec_hf.modeling.configuration_pinrec import check_budget
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.encode import base_fingerprint
-from pinrec_hf.retrieval.pretrained import find_folder, load_pretrained
+from pinrec_hf.retrieval.pretrained import find_folder, load_pretrained, named_revision
 from pinrec_hf.training.arguments import (
     DataArguments,
     FinetuningArguments,
@@ -209,13 +209,14 @@ def save(
 ) -> None:
     """The adapter, or the whole model as `training/pretrain.py` leaves one; and the run's log."""
     if args.lora:
+        name, revision = named_revision(args.model, args.revision)
         save_surface_adapter(
             model,
             output,
             surface=args.surface,
             outcome_budget=run.outcome_budget,
-            base_model=args.model,
-            revision=args.revision,
+            base_model=name,
+            revision=revision,
             fingerprint=run.base_fingerprint,
         )
     else:

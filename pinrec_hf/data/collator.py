@@ -136,7 +136,8 @@ class PretrainingCollator(TargetCollator):
     Args:
         target (`str`): `"next"`: the next positive event; `"window"`: one of the next `target_window`, drawn at random
             (PinRec v1, every event of a future window, an epoch after the other); `"session"`: those of the next
-            `target_window` in the same feed view, of which the likeliest counts (v4, section 3.2).
+            `target_window` in the same feed view, of which the likeliest counts (v4, section 3.2; which one that is
+            nobody knows before, so that under a sampled softmax Q is that of `"next"`, an approximation).
         target_window (`int`): positive events that an event may predict.
     """
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ROWS_AT_ONCE = 10_000  # held in memory with their vectors
-WORD = re.compile(r"\w+")
+
+
+@cache
+def word_pattern() -> re.Pattern[str]:
+    """Letters, digits and `_`, as `\\w`, and the marks that stand on letters, without which Hindi falls apart."""
+    marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
+    return re.compile(rf"\w[\w{''.join(marks)}]*")
 
 
 def load_text_model(model: str | os.PathLike[str], device: str | None = None) -> SentenceTransformer:
@@ -93,7 +102,8 @@ def word_features(texts: Sequence[str | None], before: Sequence[Sequence[str] | 
     Args:
         before: features that each item has already: they stay, before the words.
     """
-    words = ([f"word={word}" for word in dict.fromkeys(WORD.findall((text or "").lower()))] for text in texts)
+    lower = (unicodedata.normalize("NFC", text or "").lower() for text in texts)
+    words = ([f"word={word}" for word in dict.fromkeys(word_pattern().findall(text))] for text in lower)
     return [[*(old or ()), *new] for old, new in zip(before or [None] * len(texts), words, strict=True)]
 
 
@@ -145,7 +155,7 @@ def embed_parquet(
     added = {"embedding": pa.list_(pa.float32())} if model is not None else {}
     added |= {"features": pa.list_(pa.string())} if words else {}
     kept = [name for name in schema.names if name not in added]
-    written = pa.schema([*map(schema.field, kept), *added.items()])
+    written = pa.schema([*map(schema.field, kept), *added.items()], schema.metadata)
     num_null = size = num_features = 0
     with replaced(output) as partial:
         with (
@@ -192,9 +202,13 @@ def _text_schema(paths: list[str], text_column: str, embedding: bool, words: boo
     if words and "features" in schema.names:
         features = schema.field("features").type
         is_list = pa.types.is_list(features) or pa.types.is_large_list(features)
-        if not (is_list and is_string(features.value_type)):
+        if not (pa.types.is_null(features) or (is_list and _is_text(features.value_type))):
             raise ValueError(f"column 'features' of {paths[0]} is {features}; cast it to a list of strings")
     kind = schema.field(text_column).type
     if not is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
         raise ValueError(f"column {text_column!r} of {paths[0]} is {kind}, not text; cast it to string")
     return schema
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return is_string(kind) or pa.types.is_null(kind)

@@ -78,7 +78,6 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
         (bad_time, BAD_TIME),
         (bad_outcome_time, "negative or NaN outcome_timestamps"),
         (bad_weight, "negative, NaN or infinite weight"),
-        (log.position < 0 if "position" in log.columns else ibis.literal(False), "negative position"),
     )
     log = log.mutate(reason=reason)
     _check_units(log, numbers, time_unit)
@@ -100,6 +99,8 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
     if "outcome_timestamps" in rows.columns:
         micros = rows.outcome_timestamps.map(lambda t: _micros(t, units["outcome_timestamps"]))
         rows = rows.mutate(outcome_timestamps=micros)
+    if "position" in rows.columns:  # -1 is how many a log says that it does not know
+        rows = rows.mutate(position=ibis.ifelse(rows.position < 0, None, rows.position))
     if "request_features" in rows.columns:
         rows = rows.mutate(request_features=rows.request_features.filter(lambda feature: feature.notnull()))
     if "surface" not in rows.columns:
@@ -108,6 +109,9 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
         rows = rows.mutate(outcomes=ibis.array([ibis.literal("interaction")]))
     elif is_string(source.schema.field(source.columns["outcomes"]).type):  # of which no list can be empty
         rows = rows.mutate(outcomes=rows.outcomes.filter(lambda name: name.isnull() | (name != "")))
+        if "outcome_timestamps" in rows.columns:
+            none = rows.outcomes.length() == 0
+            rows = rows.mutate(outcome_timestamps=ibis.ifelse(none, None, rows.outcome_timestamps))
     last_time = None if good["last"] is None else int(good["last"] // UNITS_PER_SECOND[units["timestamp"] or "s"])
     return CheckedLog(rows, good["n"], last_time, findings)
 

@@ -232,9 +232,9 @@ def _count_duplicates(rows: ir.Table, duplicates: Finding) -> None:
 def _vocabulary(engine: Engine, train: Path, negative: Sequence[str]) -> dict[str, Any]:
     """Surfaces and outcomes, most frequent first, of the train files and nothing else."""
     rows = engine.read("train_rows", sorted(train.iterdir()))
-    events = rows.select(event=rows.surface.zip(rows.outcomes, rows.item_id).unnest())
-    kinds = {"surface": events.event.f1, "outcomes": events.event.f2, "is_item": events.event.f3.notnull()}
-    pairs = events.group_by(**kinds).agg(n=events.count())
+    each = rows.select(event=rows.surface.zip(rows.outcomes, rows.item_id).unnest())
+    kinds = {"surface": each.event.f1, "outcomes": each.event.f2, "is_item": each.event.f3.notnull()}
+    pairs = each.group_by(**kinds).agg(n=each.count())
     surfaces: dict[str, int] = {}
     outcomes: dict[str, int] = {}
     by_surface: dict[str, dict[str, int]] = {}

@@ -163,7 +163,8 @@ def _find_files(name: str, given: Input) -> list[str]:
     for pattern in [given] if isinstance(given, str | os.PathLike) else list(given):
         pattern = os.fspath(pattern)
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        found = [file for match in matches for file in _parquet_files(match)]
+        # a pattern may match a folder, and what is in it
+        found = list(dict.fromkeys(file for match in matches for file in _parquet_files(match)))
         if not found:
             wanted = os.path.join(pattern, "*.parquet") if matches else pattern
             raise DataContractError(f"{name}: no file matches {wanted!r}")

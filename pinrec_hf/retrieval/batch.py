@@ -136,7 +136,9 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Iterator[Path]:
 
 def _plain(value: Any) -> Any:
     """What JSON lacks: collections as lists, dates and the like as text."""
-    return list(value) if isinstance(value, set | np.ndarray) else str(value)
+    if isinstance(value, set):
+        return sorted(value, key=str)
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
 def _describe(path: Path, about: dict[str, Any]) -> None:

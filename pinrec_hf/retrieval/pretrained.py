@@ -32,14 +32,22 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     """
     if os.path.isdir(name):
         return Path(name)
-    repo, _, pinned = os.fspath(name).partition("@")
+    repo, revision = named_revision(name, revision)
     try:
-        return Path(snapshot_download(repo, revision=pinned or revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             errno.ENOENT, f"{name!s} is neither a folder here nor a repo that can be fetched from the Hub: {reason}"
         ) from error
+
+
+def named_revision(name: str | os.PathLike[str], revision: str | None = None) -> tuple[str, str | None]:
+    """Repo and revision of `org/name@revision`; of a folder, or a repo that names none, itself and `revision`."""
+    if os.path.isdir(name):
+        return os.fspath(name), revision
+    repo, _, pinned = os.fspath(name).partition("@")
+    return repo, pinned or revision
 
 
 def saved_class(folder: str | os.PathLike[str]) -> str:

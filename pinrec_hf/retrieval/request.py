@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
+from pinrec_hf.modeling.tokenization_pinrec import HISTORY_COLUMNS, PinRecTokenizer
 
 REQUEST_COLUMNS = (
     "surface",
@@ -42,24 +42,33 @@ def readable(requests: Sequence[Mapping[str, Any]], tokenizer: PinRecTokenizer) 
     Surfaces and outcomes that it does not know become unknown ones, in the history too, and request features that it
     does not read are left out. A request that a user makes is not softened like this: there a name may be misspelt.
     """
-    surfaces, outcomes = {None, *tokenizer.surfaces}, {None, *tokenizer.outcomes}
+    surfaces = {None, *tokenizer.surfaces}
     read = []
     for request in requests:
-        history = dict(request["history"])
-        if set(where := history.get("surface") or ()) - surfaces:
-            history["surface"] = [name if name in surfaces else None for name in where]
-        if set().union(*(names or () for names in history.get("outcomes") or ())) - outcomes:
-            history["outcomes"] = [
-                None if names is None else [name if name in outcomes else None for name in names]
-                for names in history["outcomes"]
-            ]
-        new = {**request, "history": history}
+        new = {**request, "history": known_history(request["history"], tokenizer)}
         if new.get("surface") not in surfaces:
             new["surface"] = None
         if not tokenizer.request_features:
             new["request_features"] = None
         read.append(new)
     return read
+
+
+def known_history(history: Mapping[str, Any], tokenizer: PinRecTokenizer) -> dict[str, Any]:
+    """The history columns of a row or a request; surfaces and outcomes that the model does not know become unknown."""
+    known = {name: history[name] for name in HISTORY_COLUMNS if history.get(name) is not None}
+    surfaces, outcomes = {None, *tokenizer.surfaces}, {None, *tokenizer.outcomes}
+    if not surfaces.issuperset(known.get("surface", ())):
+        known["surface"] = [name if name in surfaces else None for name in known["surface"]]
+
+    def read(names: Any) -> Any:
+        if names is None or isinstance(names, str) or outcomes.issuperset(names):
+            return names  # a string is no set of outcomes, which the tokenizer says
+        return [name if name in outcomes else None for name in names]
+
+    if "outcomes" in known:
+        known["outcomes"] = list(map(read, known["outcomes"]))
+    return known
 
 
 def one_each(name: str, value: Any, n: int) -> list[Any]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pinrec_hf.data.dataset_folder import read_metadata
 from pinrec_hf.modeling.events_pinrec import HISTORY_COLUMNS
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
-from pinrec_hf.retrieval.request import REQUEST_COLUMNS
+from pinrec_hf.retrieval.request import REQUEST_COLUMNS, known_history
 
 
 class UserFiles:
@@ -89,20 +89,6 @@ class UserFiles:
         return [{**row, **self.request} for row in rows]
 
 
-def known_history(row: Mapping[str, Any], tokenizer: PinRecTokenizer) -> dict[str, list[Any]]:
-    """The history columns of a dataset's row; surfaces and outcomes that the model does not know become unknown."""
-    history = {name: row[name] for name in HISTORY_COLUMNS if row.get(name) is not None}
-    surfaces, outcomes = {None, *tokenizer.surfaces}, {None, *tokenizer.outcomes}
-    if not surfaces.issuperset(history.get("surface", ())):
-        history["surface"] = [name if name in surfaces else None for name in history["surface"]]
-    if any(not outcomes.issuperset(names or ()) for names in history.get("outcomes", ())):
-        history["outcomes"] = [
-            None if names is None else [name if name in outcomes else None for name in names]
-            for names in history["outcomes"]
-        ]
-    return history
-
-
 def find_user(data: str | Path, user_id: str, tokenizer: PinRecTokenizer) -> tuple[dict[str, Any], str]:
     """A user's whole history, and the split it comes from: the newest that has the user.
 
@@ -116,7 +102,7 @@ def find_user(data: str | Path, user_id: str, tokenizer: PinRecTokenizer) -> tup
     if integer and not user_id.lstrip("-").isdigit():
         raise ValueError(f"user {user_id!r}: the users of {data} have integer ids")
     wanted = int(user_id) if integer else user_id
-    if integer and not -(2**63) <= int(user_id) < 2**63:
+    if isinstance(wanted, int) and not -(2**63) <= wanted < 2**63:
         raise ValueError(f"user {user_id}: the ids of {data} fit 64 bits")
     for split in ("test", "validation", "train"):
         files = sorted(str(path) for path in (Path(data) / split).glob("*.parquet"))

@@ -15,8 +15,8 @@ import numpy as np
 from pinrec_hf.retrieval.encode import Generated
 from pinrec_hf.retrieval.history_cache import HistoryCache
 from pinrec_hf.retrieval.pretrained import best_device, find_folder
+from pinrec_hf.retrieval.request import known_history
 from pinrec_hf.retrieval.retriever import Candidate, PinRecRetriever
-from pinrec_hf.retrieval.users import known_history
 from pinrec_hf.serving.histories import StoredHistory
 from pinrec_hf.serving.metrics import Metrics
 

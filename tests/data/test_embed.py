@@ -63,6 +63,7 @@ def test_embed_parquet_keeps_rows_and_columns(items, tmp_path, monkeypatch, rows
 
 def test_words_are_features_after_those_that_are_there(items, tmp_path):
     assert word_features(["Red, red SOFA-2", None, "!"]) == [["word=red", "word=sofa", "word=2"], [], []]
+    assert word_features(["हिन्दी किताब", "e\u0301clair"]) == [["word=हिन्दी", "word=किताब"], ["word=éclair"]]
     features = [["tag=old"], None, [], [], [], []]
     for name, there in (("without", items), ("with", items.append_column("features", pa.array(features)))):
         pq.write_table(there, tmp_path / name)

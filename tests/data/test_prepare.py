@@ -259,12 +259,22 @@ def test_a_string_is_a_list_of_one_outcome(out):
     assert read(out, "train")["a"]["outcomes"] == [["save"], None, ["click"]]
 
 
+def test_a_position_below_zero_is_unknown(out):
+    events = [("a", "x", "home", 0, ["save"]), ("a", "y", "home", 0, []), ("a", "z", "home", 0, [])]
+    run(out, events, log_columns={"position": pa.array([-1, 2, 1])})
+    row = read(out, "train")["a"]
+    assert (row["item_id"], row["position"]) == (["x", "z", "y"], [None, 1, 2])
+
+
 def test_an_empty_string_is_no_outcome(out):
     names = pa.array(["save", "", None, *["save"] * len(FILLER)])
     log = make_log([("a", item, "home", second, []) for second, item in enumerate("xyz")] + FILLER)
     prepare(log.set_column(4, "outcomes", names), output_dir=out, time_unit="s")
     assert read(out, "train")["a"]["outcomes"] == [["save"], [], None]
     assert json.loads((out / "metadata.json").read_text())["outcomes"] == ["save"]
+    log = log.append_column("outcome_timestamps", pa.array([None, [None], None, *[None] * len(FILLER)]))
+    prepare(log.set_column(4, "outcomes", names), output_dir=out.with_name("again"), time_unit="s")
+    assert read(out.with_name("again"), "train")["a"]["outcomes"] == [["save"], [], None]
 
 
 def test_optional_columns_are_kept(out):
@@ -334,7 +344,9 @@ def test_folders_of_folders_as_engines_write_them(out, tmp_path):
     for name, rows in (("1.parquet", FILLER[:2]), ("2.parquet", FILLER[2:])):
         (tmp_path / "log" / name).mkdir(parents=True)
         pq.write_table(make_log(rows), tmp_path / "log" / name / "part-0.parquet")
-    for name, given in (("folder", tmp_path / "log"), ("pattern", tmp_path / "log" / "*.parquet")):
+    patterns = {"folder": "log", "pattern": "log/*.parquet", "both": "log/**/*.parquet"}
+    for name, given in patterns.items():
+        given = tmp_path / given
         report = prepare(given, output_dir=tmp_path / name, time_unit="s")
         assert report.rows_read["log"] == 3
 

@@ -1,6 +1,7 @@
 """A model as a ranker: the best inner products, what was seen removed or kept."""
 
 import numpy as np
+import pytest
 
 from pinrec_hf.evaluation.protocol import load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
@@ -21,6 +22,10 @@ def test_a_log_may_know_more_names_than_the_model(tiny_data, tokenizer, make_con
 
     new, unknown = ([renamed(r, *names) for r in requests] for names in (("shop", "share"), (None, None)))
     assert new != unknown
+    history = {"item_id": ["p1", "p2"], "surface": np.array(["home", "shop"]), "outcomes": [np.array(["save"]), None]}
+    assert ranker.rank([{"history": history, "surface": None, "timestamp": None}], 3).shape == (1, 3)
+    with pytest.raises(ValueError, match="outcomes"):
+        ranker.rank([{"history": history | {"outcomes": ["save", "click"]}, "surface": None, "timestamp": None}], 3)
     np.testing.assert_array_equal(ranker.rank(new, 10), ranker.rank(unknown, 10))
 
 

@@ -179,11 +179,19 @@ def test_request_context_is_the_last_event(tok):
 def test_a_query_that_ends_the_history_is_not_put_there_again(tok):
     """As in training, where a view's query stands in the log once."""
     search = {"item_id": ["a", None], "outcomes": [["save"], []], "query": [None, "sofa"], "timestamp": [10, 20]}
-    asked = tok([search, search], query=["sofa", "lamp"], surface="search", timestamp=30)
-    assert asked["event_types"][0].tolist() == [START_EVENT, START_EVENT, ITEM_EVENT, QUERY_EVENT]
-    assert asked["event_types"][1].tolist() == [START_EVENT, ITEM_EVENT, QUERY_EVENT, QUERY_EVENT]
-    assert asked["timestamps"][:, -1].tolist() == [20, 30]
-    own = tok([search], query="sofa", query_embedding=[7.0, 8, 9])
+    search["surface"] = ["home", "search"]
+    same, *others = {"query": "sofa"}, {"query": "lamp"}, {"surface": "home"}, {"timestamp": 20 + 1_801}
+    asked = tok(
+        [search] * 4,
+        query=[about.get("query", "sofa") for about in (same, *others)],
+        surface=[about.get("surface", "search") for about in (same, *others)],
+        timestamp=[about.get("timestamp", 30) for about in (same, *others)],
+    )
+    once = [START_EVENT, START_EVENT, ITEM_EVENT, QUERY_EVENT]
+    again = [START_EVENT, ITEM_EVENT, QUERY_EVENT, QUERY_EVENT]
+    assert asked["event_types"].tolist() == [once, again, again, again]
+    assert asked["timestamps"][:, -1].tolist() == [20, 30, 30, 1_821]
+    own = tok([search], query="sofa", surface="search", query_embedding=[7.0, 8, 9])
     assert own["query_vectors"][own["event_queries"]][0, -1].tolist() == [7, 8, 9]
 
 

@@ -222,7 +222,7 @@ def test_a_log_that_knows_more_outcomes_than_the_base(
         ({"lora_rank": 0}, "lora_rank=0"),
         ({"outcome_budget": '{"hide": 1}'}, "is negative"),
         ({"outcome_budget": '{"save": -1}'}, "finite numbers >= 0"),
-        ({"outcome_budget": "save=1"}, "--outcome_budget 'save=1' is no JSON"),
+        ({"outcome_budget": "save=1"}, "--outcome_budget 'save=1' is no JSON object"),
         ({"data": "turned"}, "['hide'] changed between positive and negative"),
         ({"target": "window"}, "leave --target out"),
         ({"data": "bare"}, "has no target on surface 'search'"),

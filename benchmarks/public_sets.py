@@ -35,7 +35,6 @@ from pinrec_hf.retrieval.pretrained import load_pretrained
 
 PLAN = read_plan("public")
 METRICS = ("recall@10", "ndcg@10")
-IDS_ALONE = {"content_size": 0, "feature_buckets": 0}
 COLUMNS = {
     "hidden": "target's time hidden",
     "known": "target's time known",
@@ -62,6 +61,11 @@ def prepared(work: str, log: pa.Table, items: pa.Table, **about: Any) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         prepare(log, items=items, output_dir=output, leave_one_out=True, **about)
     return output
+
+
+def ids_alone(work: str, log: pa.Table, items: pa.Table, **about: Any) -> Path:
+    """The same without titles and features."""
+    return prepared(f"{work}-ids", log, items.select(["item_id"]), **about)
 
 
 def with_validation(data: Path) -> Path:
@@ -143,10 +147,11 @@ def row(name: str, minutes: float | None, columns: list[str]) -> None:
         return
     for column in columns:
         seeds = plan["seeds"][:1] if column in ("known", "ids") else plan["seeds"]
-        config = {**plan.get("config", {}), **{"known": plan["known"], "ids": IDS_ALONE}.get(column, {})}
+        config = {**plan.get("config", {}), **(plan["known"] if column == "known" else {})}
+        read = ids_alone(name, log, items, name=name, license=public.license) if column == "ids" else data
         found: list[dict[str, Any]] = []
         for seed in seeds:
-            found.append(run(name, data, {**plan, "config": config}, seed, None, column))
+            found.append(run(name, read, {**plan, "config": config}, seed, None, column))
             means = {where: {m: mean(found, where, m) for m in METRICS} for where in found[0] if ", seen " in where}
             target = plan["target"] if column == "hidden" else None
             record("public", [{
@@ -186,7 +191,7 @@ def peers_row() -> None:
         public, title = PUBLIC_SETS[name], PLAN[name]["title"]
         log, items = public.load(public_data() / PLAN[name]["folder"])
         assert items is not None
-        ids = prepared(f"{name}-ids", log, items.select(["item_id"]), name=name, license=public.license)
+        ids = ids_alone(name, log, items, name=name, license=public.license)
         for found in measure_peers(ids, of_set["systems"], of_set["minutes"]):
             record(
                 "public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": False}], [0]
@@ -213,9 +218,11 @@ def draw_curves() -> None:
 def any_file(interactions: str, items: str, time_unit: str | None, minutes: float | None, columns: list[str]) -> None:
     """A leave-one-out file of somebody's, in the columns of the data contract, with the defaults."""
     name = Path(interactions).stem
-    data = prepared(name, pq.read_table(interactions), pq.read_table(items), name=name, time_unit=time_unit)
+    log, table = pq.read_table(interactions), pq.read_table(items)
+    data = prepared(name, log, table, name=name, time_unit=time_unit)
+    ids = ids_alone(name, log, table, name=name, time_unit=time_unit) if "ids" in columns else data
     for column in columns:
-        run(name, data, {"config": IDS_ALONE} if column == "ids" else {}, 0, minutes, column)
+        run(name, ids if column == "ids" else data, {}, 0, minutes, column)
 
 
 def main() -> None:

@@ -42,6 +42,11 @@ from pinrec_hf.training.run_folder import RunFolder
 from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import WarmStart, warm_start
 
+OF_THE_DATA = {
+    "surfaces", "outcomes", "negative_outcomes", "num_items", "content_size", "query_size", "catalogue_fingerprint",
+}  # fmt: skip
+"""Config fields that nobody chooses."""
+
 
 @dataclass
 class Pretraining:
@@ -80,7 +85,10 @@ def prepare_pretraining(
         raise ValueError(f"--recent_days {model_args.recent_days} must be above 0; 1 is the last day of train")
     if not 0 <= model_args.replay <= 1:
         raise ValueError(f"--replay {model_args.replay} is a share and must lie between 0 and 1")
-    overrides: dict[str, Any] = {**read_json("config_overrides", model_args.config_overrides or "{}"), **fixed}
+    given = read_json("config_overrides", model_args.config_overrides or "{}")
+    if stray := sorted(set(given) & OF_THE_DATA):
+        raise ValueError(f"--config_overrides names {stray}, which the data decide: leave it out")
+    overrides: dict[str, Any] = {**given, **fixed}
     preset = model_args.preset or "small"
     length = overrides.get("max_position_embeddings", PRESETS.get(preset, {}).get("max_position_embeddings"))
     warm = None

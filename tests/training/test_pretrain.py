@@ -151,6 +151,8 @@ def test_two_processes_make_the_losses_of_one(tiny_data: Path, tmp_path: Path) -
         ({"preset": "huge"}, "choose one of"),
         ({"architecture": "gru"}, "choose one of"),
         ({"config_overrides": '{"similarity": "euclid"}'}, "similarity"),
+        ({"config_overrides": '{"content_size": 0}'}, "['content_size'], which the data decide"),
+        ({"config_overrides": "[1]"}, "is no JSON object (a list)"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(

@@ -204,6 +204,23 @@ def check_integer_times(name: str, smallest: float | None, largest: float | None
     )
 
 
+def check_typed_times(name: str, smallest: int | None, largest: int | None) -> None:
+    """Refuse timestamps outside 1980-2100, as integers read in a wrong unit have them (1970, or 55,000).
+
+    Args:
+        name: table and column, for the message.
+        smallest, largest: microseconds since epoch; None if there are none.
+    """
+    if smallest is None or largest is None:
+        return
+    for time in (smallest, largest):
+        if not EARLIEST <= time // 10**6 < LATEST:
+            raise DataContractError(
+                f"{name} holds {time / 10**6:.0f} s since epoch, which is not between the years 1980 and 2100: were "
+                "integers of another unit made timestamps? An unknown time must be null"
+            )
+
+
 def parse_time(value: int | float | str | datetime, name: str) -> int:
     """Seconds since epoch (UTC) of seconds, a datetime or an ISO 8601 string (`2022-05-03T00:00+08:00`).
 

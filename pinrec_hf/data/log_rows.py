@@ -12,6 +12,7 @@ from pinrec_hf.data.contract import (
     UNITS_PER_SECOND,
     DataContractError,
     check_integer_times,
+    check_typed_times,
     is_string,
     is_time_of_integers,
 )
@@ -48,7 +49,7 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
     """Sort a log's rows into good ones and counted bad ones, in one scan.
 
     Raises:
-        DataContractError: implausible integer times; `outcomes` and `outcome_timestamps` of unequal length.
+        DataContractError: implausible times; `outcomes` and `outcome_timestamps` of unequal length.
     """
     numbers = {c for c in ("timestamp", "outcome_timestamps") if c in log.columns}
     numbers = {c for c in numbers if is_time_of_integers(source.schema.field(source.columns[c]).type)}
@@ -82,9 +83,11 @@ def check_log(source: Source, log: ir.Table, time_unit: str | None) -> CheckedLo
     log = log.mutate(reason=reason)
     _check_units(log, numbers, time_unit)
 
-    counts = log.group_by("reason").agg(n=log.count(), last=log.timestamp.max())
+    counts = log.group_by("reason").agg(n=log.count(), first=log.timestamp.min(), last=log.timestamp.max())
     found = {row["reason"]: row for row in rows_of(counts)}
-    good = found.pop(None, {"n": 0, "last": None})
+    good = found.pop(None, {"n": 0, "first": None, "last": None})
+    if "timestamp" not in numbers:
+        check_typed_times("log: column 'timestamp'", good["first"], good["last"])
     findings = []
     for text in sorted(found):
         columns = [

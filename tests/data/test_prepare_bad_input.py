@@ -102,6 +102,9 @@ def test_times(out):
         good_log(timestamp=[0, T0, T0]),
     )
     refuse(out, "outcome_timestamps.*'ms' would be plausible", good_log(outcome_timestamps=[[T0 * 1000]] * 3))
+    for wrong in (T0 // 1000, T0 * 10):  # seconds taken for milliseconds, say
+        typed = pa.array([wrong] * 3).cast(pa.timestamp("s"))
+        refuse(out, "were integers of another unit made timestamps", good_log(timestamp=typed))
     items = pa.table({"item_id": ["x"], "available_from": [T0 * 1000]})
     refuse(out, "items: column 'available_from'.*'ms' would be plausible", items=items)
     refuse(out, "time_unit must be one of", time_unit="hours")

@@ -102,7 +102,7 @@ def test_times(out):
         good_log(timestamp=[0, T0, T0]),
     )
     refuse(out, "outcome_timestamps.*'ms' would be plausible", good_log(outcome_timestamps=[[T0 * 1000]] * 3))
-    for wrong in (T0 // 1000, T0 * 10):  # seconds taken for milliseconds, say
+    for wrong in (T0 // 1000, 4_200_000_000):  # seconds taken for milliseconds; 2103
         typed = pa.array([wrong] * 3).cast(pa.timestamp("s"))
         refuse(out, "were integers of another unit made timestamps", good_log(timestamp=typed))
     items = pa.table({"item_id": ["x"], "available_from": [T0 * 1000]})

@@ -142,7 +142,7 @@ def row(name: str, minutes: float | None, columns: list[str]) -> None:
             "claim": f"{plan['title']}: recall@10 after {minutes:g} minutes of training on one core",
             "target": "none" if target is None else f">= {target}",
             "value": found[0],
-            "met": target is not None and value >= target,
+            "met": None if target is None else value >= target,
         }], plan["seeds"][:1])  # fmt: skip
         return
     for column in columns:
@@ -158,7 +158,7 @@ def row(name: str, minutes: float | None, columns: list[str]) -> None:
                 "claim": f"{plan['title']}: recall@10 and ndcg@10, {COLUMNS[column]}",
                 "target": "none" if target is None else {m: f">= {target[m]}" for m in METRICS},
                 "value": {"mean": means, "runs": found},
-                "met": target is not None and all(means["test, seen removed"][m] >= target[m] for m in METRICS),
+                "met": None if target is None else all(means["test, seen removed"][m] >= target[m] for m in METRICS),
             }], seeds[: len(found)])  # fmt: skip
 
 
@@ -194,11 +194,11 @@ def peers_row() -> None:
         ids = ids_alone(name, log, items, name=name, license=public.license)
         for found in measure_peers(ids, of_set["systems"], of_set["minutes"]):
             record(
-                "public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": False}], [0]
+                "public", [{"claim": f"{title}: peers, {curves}", "target": "none", "value": found, "met": None}], [0]
             )
         data = prepared(name, log, items, name=name, license=public.license)
         mine = measure_pinrec(data, PLAN[name], of_set["minutes"], plan["seeds"][0])
-        record("public", [{"claim": f"{title}: PinRec, {curves}", "target": "none", "value": mine, "met": False}], [0])
+        record("public", [{"claim": f"{title}: PinRec, {curves}", "target": "none", "value": mine, "met": None}], [0])
     draw_curves()
 
 

@@ -109,7 +109,7 @@ def commit() -> str:
 def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
     """Puts rows into benchmarks/results/<results>.json, in the place of those that make the same claim.
 
-    A row may bring its own `commit`, where its figures were measured before.
+    A row may bring its own `commit`, where its figures were measured before. One without a target has `met` None.
     """
     path = RESULTS / f"{results}.json"
     old = json.loads(path.read_text()) if path.exists() else []
@@ -124,7 +124,8 @@ def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
     claims = {row["claim"] for row in new}
     write_json(path, [row for row in old if row["claim"] not in claims] + new)
     for row in new:
-        print(("met   " if row["met"] else "missed"), row["claim"], row["target"], json.dumps(row["value"]))
+        how = {True: "met", False: "missed", None: "measured"}[row["met"]]
+        print(how, row["claim"], row["target"], json.dumps(row["value"]))
 
 
 def gain(comparison: Comparison, metric: str, group: tuple[str, str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinrec_hf import PinRecRetriever
 from pinrec_hf.cli import build_parser, explain, main
 from pinrec_hf.commands import retrieval
 from pinrec_hf.commands.console import table
@@ -245,9 +246,32 @@ def test_an_index_on_a_strangers_server_is_not_called(saved_model, run, tmp_path
     folder = shutil.copytree(saved_model, tmp_path / "model")
     about = json.loads((folder / "index.json").read_text())
     monkeypatch.setenv("MILVUS_TOKEN", "secret")
-    for uri in ("https://stranger.example", "http:\t//stranger.example:19530", "stranger.example"):
+    for uri in (
+        "https://stranger.example",
+        "https://stranger.example/a.db",
+        "http:\t//stranger.example",
+        "stranger.example",
+    ):
         (folder / "index.json").write_text(json.dumps({**about, "kind": "milvus", "uri": uri, "collection": "c"}))
         assert "set MILVUS_URI to that address" in run("recommend", "--model", folder, code=2)
+
+
+def test_what_is_damaged_or_foreign_is_told_in_a_line(saved_model, tiny_data, run, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-20])
+    assert "truncated" in run("card", "--model", folder, code=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    assert "of type 'bert', not a PinRec model" in run("card", "--model", folder, code=2)
+    (tmp_path / "before.json").write_text("[1]")
+    words = ["monitor", "--model", saved_model, "--data", tiny_data, "--before", tmp_path / "before.json"]
+    assert "holds no figures" in run(*words, code=2)
+
+
+def test_a_history_may_hold_outcomes_that_train_lacks(saved_model):
+    retriever = PinRecRetriever.from_pretrained(saved_model)
+    history = {"item_id": ["p1"], "outcomes": [["save", None]], "surface": ["homefeed"], "timestamp": [1_700_006_400]}
+    assert "save, unknown" in retrieval.history_table(retriever, history)
 
 
 def test_recommend_shows_history_and_titles(saved_model, tiny_data, user, run):

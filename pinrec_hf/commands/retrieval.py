@@ -299,16 +299,8 @@ def history_table(retriever: PinRecRetriever, history: Mapping[str, list[Any]]) 
         time = history["timestamp"][i]
         stamp = "unknown" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
         what = f"search: {queries[i]}" if items[i] is None else titles.get(row) or ""
-        names = ", ".join(name or "unknown" for name in outcomes[i] or ())
-        lines.append(
-            [
-                stamp,
-                history["surface"][i] or "unknown",
-                names,
-                items[i],
-                what,
-            ]
-        )
+        names, where = ", ".join(name or "unknown" for name in outcomes[i] or ()), history["surface"][i] or "unknown"
+        lines.append([stamp, where, names, items[i], what])
     return table(["time (UTC)", "surface", "outcome", "item", "title" if titles else ""], lines)
 
 

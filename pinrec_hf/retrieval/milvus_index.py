@@ -74,7 +74,8 @@ class MilvusIndex:
             ValueError: Milvus does not have it; or it is a server that this machine was not told to trust.
         """
         # a folder may come from anybody, and whom it names would be sent the token and every query
-        if not about["uri"].endswith(".db") and about["uri"] != os.environ.get("MILVUS_URI"):
+        is_file = about["uri"].endswith(".db") and ":" not in about["uri"]
+        if not is_file and about["uri"] != os.environ.get("MILVUS_URI"):
             raise ValueError(
                 f"this index lies on the Milvus at {about['uri']}: set MILVUS_URI to that address if you trust it, or "
                 "index again"

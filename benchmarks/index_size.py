@@ -61,50 +61,54 @@ def vectors(name: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def built(
-    items: np.ndarray, tuning: np.ndarray, queries: np.ndarray, folder: Path, recall: float
+    items: np.ndarray, tuning: np.ndarray, queries: np.ndarray, folder: Path, kind: str, recall: float
 ) -> tuple[ItemIndex, dict[str, Any]]:
-    """An index of kind ivf, saved and loaded, at the smallest setting that reaches a recall of the tuning queries; its
-    figures on the others."""
-    start = time.perf_counter()
-    ItemIndex.build(items, kind="ivf", **KEYS).save(folder)
-    seconds = time.perf_counter() - start
+    """An index, saved and loaded, at the smallest setting that reaches a recall of the tuning queries; its figures on
+    the others."""
+    start = time.thread_time()
+    ItemIndex.build(items, kind=kind, **KEYS).save(folder)
+    seconds = time.thread_time() - start
     index = ItemIndex.load(folder, **KEYS)
     frontier = tune(index, tuning, recall, clock=time.thread_time)[1]
     figures = measure_point(index, queries, K, clock=time.thread_time)
     gib = (folder / "index.faiss").stat().st_size / 2**30
-    return index, {**figures, "build_seconds": seconds, "index_gib": gib, "frontier": frontier}
+    return index, {**figures, "build_cpu_s": seconds, "index_gib": gib, "frontier": frontier}
 
 
 def against_flat(name: str) -> dict[str, Any]:
     items, tuning, queries = vectors(name, 1_000_000)
-    index, figures = built(items, tuning, queries, RUNS / "index" / name, 0.95)
+    indexes, figures = {}, {}
+    for kind in ("ivf", "hnsw"):
+        indexes[kind], figures[kind] = built(items, tuning, queries, RUNS / "index" / f"{name}-{kind}", kind, 0.95)
     flat = faiss.IndexFlatIP(DIMENSION)
     flat.add(items)
+    searches = {"flat": flat.search, **{kind: index.search for kind, index in indexes.items()}}
     clocks = {"cpu": time.thread_time, "wall": time.perf_counter}
-    medians: dict[tuple[str, str], list[float]] = {(who, clock): [] for who in ("flat", "index") for clock in clocks}
+    medians: dict[str, list[float]] = {f"{who}_{clock}_ms": [] for who in searches for clock in clocks}
     for part in np.array_split(queries, ROUNDS):
-        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in medians}
+        seconds: dict[str, list[float]] = {key: [] for key in medians}
         for query in part:
-            for who, search in (("flat", flat.search), ("index", index.search)):
+            for who, search in searches.items():
                 starts = {which: clock() for which, clock in clocks.items()}
                 search(query[None], K)
                 for which, clock in clocks.items():
-                    seconds[who, which].append(clock() - starts[which])
+                    seconds[f"{who}_{which}_ms"].append(clock() - starts[which])
         for key, times in seconds.items():
             medians[key].append(1000 * float(np.median(times)))
-    took = {f"{who}_{clock}_ms": float(np.median(times)) for (who, clock), times in medians.items()}
-    value = {"times_faster": took["flat_cpu_ms"] / took["index_cpu_ms"], **took, **figures}
+    took = {key: float(np.median(times)) for key, times in medians.items()}
+    faster = {kind: took["flat_cpu_ms"] / took[f"{kind}_cpu_ms"] for kind in indexes}
+    enough = [kind for kind in indexes if figures[kind]["recall"] >= 0.95]
     return {
         "claim": f"search, 10^6 x 64 {name} vectors, recall@100 >= .95, one thread, against faiss flat",
         "target": ">= 10 x faster",
-        "value": value,
-        "met": value["times_faster"] >= 10 and figures["recall"] >= 0.95,
+        "value": {"times_faster": faster, **took, **figures},
+        "met": any(faster[kind] >= 10 for kind in enough),
     }
 
 
 def at_size() -> dict[str, Any]:
     items, tuning, queries = vectors("clustered", 10_000_000)
-    index, figures = built(items, tuning, queries, RUNS / "index" / "ten-million", 0.9)
+    index, figures = built(items, tuning, queries, RUNS / "index" / "ten-million", "ivf", 0.9)
     wall = []
     for query in queries:
         start = time.perf_counter()

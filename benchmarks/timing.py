@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -185,9 +185,9 @@ def peer(run: Pretraining, **settings: Any) -> Iterator[Peer]:
 # -- catalogues of any size ----------------------------------------------------------------------------------------
 
 
-def random_tokenizer(items: int | Catalogue, length: int) -> PinRecTokenizer:
+def random_tokenizer(items: int | Catalogue, length: int, outcomes: Sequence[str] = OUTCOMES) -> PinRecTokenizer:
     catalogue = Catalogue.build(np.arange(items)) if isinstance(items, int) else items
-    names = {"surfaces": SURFACES, "outcomes": OUTCOMES}
+    names = {"surfaces": SURFACES, "outcomes": list(outcomes)}
     return PinRecTokenizer(catalogue=catalogue, model_max_length=length, **names)
 
 
@@ -196,7 +196,7 @@ def random_model(tokenizer: PinRecTokenizer, preset: str = "small", **config: An
     torch.manual_seed(0)
     return PinRecModel(
         PinRecConfig.from_preset(
-            preset, surfaces=SURFACES, outcomes=OUTCOMES, num_items=len(tokenizer.catalogue),
+            preset, surfaces=tokenizer.surfaces, outcomes=tokenizer.outcomes, num_items=len(tokenizer.catalogue),
             catalogue_fingerprint=tokenizer.catalogue.fingerprint,
             **{"max_position_embeddings": tokenizer.model_max_length, "hash_table_size": 1, **config},
         )

@@ -4,9 +4,9 @@
     python benchmarks/gpu/measure.py --rehearse       # `tiny` on the CPU for seconds, recorded nowhere: does it run?
 
 Weights are random, since speed does not depend on training. Serving: 1,000 events, 6 steps, 3 outcomes, 80 requests a
-second in Poisson arrivals, bf16; those that wait are answered together, by `generate_requests`, as `pinrec serve` does. A
-latency is from arrival to embeddings; the index is another machine's in the paper too (PinRec, arXiv 2504.10507:
-40 and 65 ms). Training: rows of 1,000 events through the sampled softmax, float32 (TF32 products) against bf16 autocast.
+second in Poisson arrivals, bf16; those that wait are answered together, by `generate_requests`, as `pinrec serve` does.
+A latency is from arrival to embeddings, and the index another machine's, as in the paper (PinRec, arXiv 2504.10507: 40
+and 65 ms). Training: rows of 1,000 events, sampled softmax, float32 (TF32 products) against bf16 autocast.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def serving(device: str, preset: str, items: int, events: int, seconds: float) -
         done = time.perf_counter() - start
         latencies += (done - arrivals[first : first + sizes[-1]]).tolist()
     p50, p90, p99 = (1e3 * float(np.percentile(latencies, q)) for q in (50, 90, 99))
-    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "mean_batch": statistics.mean(sizes), "requests": len(latencies)}
+    batch = statistics.mean(sizes)
+    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "mean_batch": batch, "requests": len(latencies)}
 
 
 def training(device: str, preset: str, items: int, events: int, steps: int) -> dict[str, Any]:

@@ -67,6 +67,13 @@ def test_an_error_is_one_line_and_a_traceback_only_when_asked(run, tmp_path):
         main(["index", "--model", str(tmp_path / "none"), "--debug"])
 
 
+@pytest.mark.parametrize("port", ["-1", "65536", "web"])
+def test_a_port_out_of_range_is_refused(port, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["serve", "--model", "m", "--port", port])
+    assert "--port" in capsys.readouterr().err
+
+
 def test_errors_of_the_system_are_readable():
     assert (
         explain(FileNotFoundError(2, "No such file or directory", "x.parquet"))

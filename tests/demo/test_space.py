@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 import pinrec_hf
 from pinrec_hf.cli import main
 from pinrec_hf.hub.files import list_files
+from pinrec_hf.hub.space import write_space
 
 PUSH = """
 import json, sys
@@ -69,4 +72,14 @@ def test_a_space_starts_from_what_was_pushed(saved_model, loopback, tmp_path):
 def test_a_folder_of_this_machine_cannot_be_shown(saved_model, tmp_path, capsys):
     assert main(["space", "--model", str(saved_model), "--output-dir", str(tmp_path / "space")]) == 2
     assert "push it, and name the repo" in capsys.readouterr().err
+    assert not (tmp_path / "space").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_told(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise HTTPError("no route")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(OSError, match="org/pinrec cannot be found on the Hub: no route"):
+        write_space("org/pinrec", tmp_path / "space")
     assert not (tmp_path / "space").exists()

@@ -4,6 +4,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -200,6 +201,24 @@ def test_a_users_newest_history_is_found(retriever, tiny_data):
     assert len(history["item_id"]) >= len(row["item_id"])
     with pytest.raises(ValueError, match=r"user 'nobody' is in no split.*for example"):
         find_user(tiny_data, "nobody", retriever.tokenizer)
+
+
+def test_integer_users_are_asked_for_by_what_64_bits_hold(retriever, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    metadata = json.loads((data / "metadata.json").read_text())
+    (data / "metadata.json").write_text(
+        json.dumps({**metadata, "id_types": {**metadata["id_types"], "user_id": "integer"}})
+    )
+    for path in data.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        numbers = pa.array([int(user.lstrip("u")) for user in table["user_id"].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index("user_id"), "user_id", numbers), path)
+    user = pq.read_table(data / "test")["user_id"][0].as_py()
+    assert find_user(data, str(user), retriever.tokenizer)[1] == "test"
+    with pytest.raises(ValueError, match="integer ids"):
+        find_user(data, "u1", retriever.tokenizer)
+    with pytest.raises(ValueError, match=f"user {2**63}: the ids of .* fit 64 bits"):
+        find_user(data, str(2**63), retriever.tokenizer)
 
 
 def test_exported_vectors_rank_as_the_index_does(retriever, tiny_data, tmp_path):

@@ -153,8 +153,9 @@ class FaissIndex:
     def settings(self) -> list[int]:
         if self.kind == "flat":
             return []
-        most = 12_800 if self.kind == "hnsw" else self._index.nlist
-        return sorted({most, *(step << i for i in range(14) for step in (8, 12) if step << i < most)})
+        # a graph is searched for no fewer candidates than `search` fetches for the 100 that tuning asks for
+        first, most = ((400, 600), 12_800) if self.kind == "hnsw" else ((8, 12), self._index.nlist)
+        return sorted({most, *(step << i for i in range(14) for step in first if step << i < most)})
 
     def add(self, vectors: np.ndarray) -> None:
         """Index more vectors `(n, dimension)`."""
@@ -171,11 +172,13 @@ class FaissIndex:
         if self.kind == "flat":
             return self._index.search(queries, k, params=faiss.SearchParameters(**options))[1]
         fetch = min(REFINE[self.kind] * k, len(self))
-        setting = round(self.setting / (1 if passing is None else passing.share))
+        setting = max(2 * fetch, self.setting) if self.kind == "hnsw" else self.setting
+        most = len(self) if self.kind == "hnsw" else self._index.nlist
+        setting = min(round(setting / (1 if passing is None else passing.share)), most)
         if self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=max(2 * fetch, min(setting, len(self))), **options)
+            parameters = faiss.SearchParametersHNSW(efSearch=setting, **options)
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=min(setting, self._index.nlist), **options)
+            parameters = faiss.SearchParametersIVF(nprobe=setting, **options)
         found = self._index.search(self._sphere.queries(queries), fetch, params=parameters)[1]
         if len(self._outside) == 0:
             return found

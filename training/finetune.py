@@ -44,6 +44,7 @@ from pinrec_hf.training.warm_start import check_polarity
 logger = logging.get_logger("pinrec_hf.finetune")
 LEARNING_RATE = {True: 5e-4, False: 2e-4}
 """With and without LoRA, whose few weights bear more."""
+EPOCHS = 3
 
 
 @dataclass
@@ -128,6 +129,7 @@ def prepare_finetuning(
     adapted = adapt(model, args)
     if training_args.learning_rate is None:
         training_args.learning_rate = LEARNING_RATE[args.lora]
+    training_args.fill_epochs(EPOCHS)
     return Finetuning(tokenizer, adapted, dataset, collator, base, fingerprint, budget)
 
 

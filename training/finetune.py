@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from pinrec_hf.data.collator import FinetuningCollator
@@ -38,7 +38,7 @@ from pinrec_hf.training.arguments import (
 from pinrec_hf.training.pretrain import DAY, recall_on, save_model
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
-from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.trainer import EarlyStopping, PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import check_polarity
 
 logger = logging.get_logger("pinrec_hf.finetune")
@@ -174,7 +174,7 @@ def train(
         eval_dataset=None if requests is None else requests.requests,
         data_collator=run.collator,
         validate=validate,
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        callbacks=[EarlyStopping(patience)] if patience is not None else None,
     )
     trainer.train(resume_from_checkpoint=resume_from)
     return trainer

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 
 from pinrec_hf.data.collator import PretrainingCollator
 from pinrec_hf.data.dataset_folder import build_tokenizer, default_budgets, read_metadata
@@ -39,7 +39,7 @@ from pinrec_hf.training.defaults import choose_batches, default_config, has_quer
 from pinrec_hf.training.priors import begin_at_priors
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
-from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.trainer import EarlyStopping, PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import WarmStart, warm_start
 
 OF_THE_DATA = {
@@ -191,7 +191,7 @@ def train(
         eval_dataset=requests.requests,
         data_collator=run.collator,
         validate=recall_on(requests, run.tokenizer, hide_time=data_args.time_dropout >= 1),
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        callbacks=[EarlyStopping(patience)] if patience is not None else None,
     )
     start = time.process_time()
     trainer.train(resume_from_checkpoint=resume_from)

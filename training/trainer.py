@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pinrec_hf.data.windows import LengthGroupedSampler
@@ -58,6 +58,17 @@ class Deadline(TrainerCallback):
     def learning_rate(self, step: int) -> float:
         """As a share of the peak."""
         return min(1.0, self.share / self.warmup) * (1 + math.cos(math.pi * self.share)) / 2
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """A run that had stopped when it was killed, before its model was saved, stops at its first step when it goes on.
+
+    The Trainer forgets that it was to stop; the model is the best checkpoint's either way.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class Epochs(TrainerCallback):

@@ -82,7 +82,7 @@ def test_encode_gives_codes(tok):
 
 def test_request_ids_may_be_text():
     """What counts is which are equal."""
-    history = {"item_id": ["a", "b", "a", "b"], "request_id": ["r1", None, "r1", "r2"]}
+    history = {"item_id": ["a", "b", "a", "b"], "outcomes": [["save"]] * 4, "request_id": ["r1", None, "r1", "r2"]}
     (row,) = make_tokenizer().encode([history])
     assert row["requests"].tolist() == [0, -1, 0, 1]
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pinrec_hf.modeling.configuration_pinrec import PinRecConfig
+from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.training.arguments import DataArguments, FinetuningTrainingArguments, PinRecTrainingArguments
 from pinrec_hf.training.record import spelled_out
-from pinrec_hf.training.trainer import COMPLETE, Deadline, PinRecTrainer, newest_checkpoint, one_a_group
+from pinrec_hf.training.trainer import COMPLETE, Deadline, EarlyStopping, PinRecTrainer, newest_checkpoint, one_a_group
 
 
 def test_the_clock_ends_training_at_a_learning_rate_of_nothing():
@@ -67,15 +69,18 @@ def test_a_clock_needs_minutes_and_takes_what_epochs_they_allow(tmp_path):
     assert finetuning.num_train_epochs > 1_000
 
 
-def test_of_labels_that_compete_one_counts():
+def test_of_labels_that_compete_one_counts(tmp_path):
     labels = torch.tensor([[5, 6, 7, -100], [8, 9, -100, -100]])
     groups = torch.tensor([[0, 0, 1, 0], [3, 3, 0, 0]])
     assert one_a_group(labels, groups).tolist() == [[5, -100, 7, -100], [8, -100, -100, -100]]
-    trainer = object.__new__(PinRecTrainer)
-    trainer.model = torch.nn.Identity()
-    trainer.model_accepts_loss_kwargs, trainer._loss_shifts_labels = True, False
-    trainer.args = SimpleNamespace(average_tokens_across_devices=False, n_gpu=0, world_size=1, device="cpu")
-    trainer.accelerator = SimpleNamespace(parallelism_config=None)
+    model = PinRecModel(PinRecConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_items=9))
+    none = {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "per_device_train_batch_size": 2,
+    }
+    trainer = PinRecTrainer(model, PinRecTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **none))
     batch = {"labels": labels}
     assert int(trainer._get_num_items_in_batch([batch, batch], torch.device("cpu"))) == 10
     batch["label_groups"] = groups
@@ -106,6 +111,24 @@ def test_a_kill_while_old_checkpoints_go_leaves_whole_ones(tmp_path, monkeypatch
     trainer._rotate(tmp_path / "checkpoint-12")
     left = sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir())
     assert left == [step for step in (3, 6, 9, 12) if step not in victims]
+
+
+def test_a_run_that_had_stopped_early_stops_again_after_a_kill():
+    """Its weights are the best checkpoint's either way."""
+    args = SimpleNamespace(metric_for_best_model="eval_recall@10", greater_is_better=True)
+    state, stopping = SimpleNamespace(best_metric=0.5), EarlyStopping(2)
+    for recall, stops in ((0.4, False), (0.3, True)):
+        control = SimpleNamespace(should_training_stop=False)
+        stopping.on_evaluate(args, state, control, {"eval_recall@10": recall})
+        assert control.should_training_stop is stops
+    saved = stopping.state()
+    restored = EarlyStopping(**saved["args"])
+    for name, value in saved["attributes"].items():
+        setattr(restored, name, value)
+    for callback, stops in ((restored, True), (EarlyStopping(2), False)):
+        control = SimpleNamespace(should_training_stop=False)
+        callback.on_step_end(args, state, control)
+        assert control.should_training_stop is stops
 
 
 def test_the_record_leaves_resuming_out():

@@ -1,10 +1,10 @@
 """The index at size: 10^6 vectors against faiss flat, 10^7 in memory and time. `--rows 1e6` for the first alone.
 
 Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. Kinds
-are `ivf`, the default at these sizes, and at 10^6 also `hnsw`. The setting is chosen on queries of its own, to reach the
-recall also where half of the items pass a filter. One thread, one query at a time; flat and the indexes take turns.
-Times are the thread's own (CPU), which leave out what else runs on the core; the wall's, which show waiting for the disk
-as well, are recorded beside.
+are `ivf`, the default at these sizes, and at 10^6 also `hnsw`. The setting is chosen on queries of its own, to reach
+the recall also where half of the items pass a filter. One thread, one query at a time; flat and the indexes take turns.
+Times are the thread's own (CPU), which leave out what else runs on the core; the wall's, which show waiting for the
+disk as well, are recorded beside.
 """
 
 import argparse

@@ -35,6 +35,7 @@ from pinrec_hf.retrieval.pretrained import load_pretrained
 
 PLAN = read_plan("public")
 METRICS = ("recall@10", "ndcg@10")
+WARM_COST = 2  # percent of warm recall, which new items may cost
 COLUMNS = {
     "hidden": "target's time hidden",
     "known": "target's time known",
@@ -173,13 +174,15 @@ def cold_row(minutes: float | None) -> None:
     minutes = plan["minutes"] if minutes is None else minutes
     for found in measure_cold_items(log, data, plan, seed, minutes):
         checked = found[plan["checked"]]
+        warm = checked["warm, index with them minus without"]
         record("public", [{
             "claim": f"{plan['title']}: recall@10 of withheld items among all items",
-            "target": f"above content neighbours, >= {plan['of_warm']} of warm recall, warm recall not hurt by them",
+            "target": f"above content neighbours, >= {plan['of_warm']} of warm recall, which they cost no more than "
+            f"{WARM_COST} %, the interval included",
             "value": {"minutes": minutes, **found},
             "met": checked["cold, minus content neighbours"]["low"] > 0
             and checked["cold over warm"] >= plan["of_warm"]
-            and checked["warm, index with them minus without"]["high"] >= 0,
+            and warm["low"] >= -WARM_COST / 100 * warm["without"],
         }], [seed])  # fmt: skip
 
 

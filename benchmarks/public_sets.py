@@ -1,4 +1,4 @@
-"""Leave-one-out figures on public sets, from the raw files to benchmarks/results/public.json and docs/benchmarks.md.
+"""Leave-one-out figures on public sets, to benchmarks/results/public.json and docs/benchmarks.md.
 
     make benchmark-public                                 # MovieLens-1M, Amazon Beauty and Sports; resumable
     make benchmark-public ROW=ml1m MINUTES=5              # a quick check: one set, training stopped by the clock

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md: from the raw files to benchmarks/results/retrieval.json, a row a claim.
+"""The figures of docs/benchmarks.md: benchmarks/results/retrieval.json, a row a claim.
 
     make benchmark-retrieval                              # everything; what is done already is not run again
     python benchmarks/retrieval.py --row kuairand         # one data set

@@ -1,4 +1,5 @@
 # docker build -t pinrec .
+# chown 10001 /srv/histories /srv/keys      # a folder that the server writes, a file of API keys that it reads
 # docker run -p 8000:8000 -v /srv/releases:/releases:ro -v /srv/histories:/histories -v /srv/keys:/run/secrets/keys:ro pinrec
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH=torch==2.13.0

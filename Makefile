@@ -31,7 +31,7 @@ lint: .venv/dev             ## style, types
 format: .venv/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md, from the raw files; resumable
+benchmark-retrieval: .venv/demo   ## the figures of docs/benchmarks.md; resumable
 	$(BIN)/python benchmarks/retrieval.py
 
 benchmark-surfaces: .venv/demo    ## the figures of docs/ablations.md; resumable

@@ -89,6 +89,7 @@ def told(value: Any) -> list[str]:
         lines += header(["", "above 0 in", "mean", *(f"world {seed}" for seed in seeds)])
         for name, entry in worlds.items():
             mean = f"{entry['mean percent']:+.1f} %" if "mean percent" in entry else ""
+            mean += f", at least {entry['lower end']:+.1f} %" if entry.get("lower end") is not None else ""
             cells = [short_text(entry["worlds"][seed]) for seed in seeds]
             lines.append("| " + " | ".join([name, f"{entry['worlds above 0']} of {len(seeds)}", mean, *cells]) + " |")
         lines.append("")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from runs import run_script
+from runs import run_script, trained_commit
 
 from pinrec_hf.data.prepare import prepare
 from pinrec_hf.evaluation.evaluate import Evaluation, compare, evaluate
@@ -140,6 +140,7 @@ def measure(log: pa.Table, data: Path, plan: Mapping[str, Any], seed: int, minut
             "cold over warm": ratio(measured["cold"], measured["warm"]),
             "boost": boost,
             "epochs": state["epoch"],
+            "trained_commit": trained_commit([trained]),
         }
         if name == plan["checked"]:
             without = ModelRanker(model, tokenizer, hide_time=True)

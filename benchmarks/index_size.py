@@ -1,9 +1,10 @@
 """The index at size: 10^6 vectors against faiss flat, 10^7 in memory and time. `--rows 1e6` for the first alone.
 
-Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. The
-setting is chosen on queries of its own. One thread, one query at a time; flat and the index take turns. Times are the
-thread's own (CPU), which leave out what else runs on the core; the wall's, which would show waiting for the disk as
-well, are recorded beside.
+Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. Kinds
+are `ivf`, the default at these sizes, and at 10^6 also `hnsw`. The setting is chosen on queries of its own, to reach
+the recall also where half of the items pass a filter. One thread, one query at a time; flat and the indexes take turns.
+Times are the thread's own (CPU), which leave out what else runs on the core; the wall's, which show waiting for the
+disk as well, are recorded beside.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import faiss
 import numpy as np
 from runs import RUNS, record, write_json
 
+from pinrec_hf.retrieval.faiss_index import choose_kind
 from pinrec_hf.retrieval.index import ItemIndex
 from pinrec_hf.retrieval.tune import measure_point, tune
 
@@ -100,12 +102,12 @@ def against_flat(name: str) -> dict[str, Any]:
             medians[key].append(1000 * float(np.median(times)))
     took = {key: float(np.median(times)) for key, times in medians.items()}
     faster = {kind: took["flat_cpu_ms"] / took[f"{kind}_cpu_ms"] for kind in indexes}
-    enough = [kind for kind in indexes if figures[kind]["recall"] >= 0.95]
+    chosen = choose_kind(len(items), DIMENSION, 8)  # what a user gets
     return {
         "claim": f"search, 10^6 x 64 {name} vectors, recall@100 >= .95, one thread, against faiss flat",
         "target": ">= 10 x faster",
-        "value": {"times_faster": faster, **took, **figures},
-        "met": any(faster[kind] >= 10 for kind in enough),
+        "value": {"times_faster": faster, "default": chosen, **took, **figures},
+        "met": faster[chosen] >= 10 and figures[chosen]["recall"] >= 0.95,
     }
 
 

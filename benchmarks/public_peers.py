@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from runs import ENVIRONMENT, ROOT, run_script
+from runs import ENVIRONMENT, ROOT, fingerprint, run_script, trained_commit
 
 from pinrec_hf.data.dataset_folder import build_catalogue
 from pinrec_hf.evaluation.evaluate import Evaluation, evaluate
-from pinrec_hf.evaluation.protocol import load_requests
+from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.modeling.catalogue_pinrec import Catalogue
 from pinrec_hf.retrieval.pretrained import load_pretrained
@@ -42,7 +42,7 @@ class Lists:
         return self.rows[self.given - len(requests) : self.given, :k]
 
 
-def write_inputs(data: Path, catalogue: Catalogue, output: Path) -> None:
+def write_inputs(data: Path, requests: Mapping[str, Requests], catalogue: Catalogue, output: Path) -> None:
     """train.npz (user, item) and, for validation and test, the histories of the requests: all as catalogue rows."""
     output.mkdir(parents=True, exist_ok=True)
     lists = pq.read_table(data / "train", columns=["item_id"])["item_id"].combine_chunks()
@@ -51,23 +51,24 @@ def write_inputs(data: Path, catalogue: Catalogue, output: Path) -> None:
     known = rows >= 0
     np.savez(output / "train.npz", user=user[known], item=rows[known])
     for split in SPLITS:
-        asked = load_requests(data, split, catalogue).requests
-        histories = [catalogue.rows(request["history"]["item_id"]) for request in asked]
+        histories = [catalogue.rows(request["history"]["item_id"]) for request in requests[split].requests]
         offsets = np.cumsum([0, *map(len, histories)])
         np.savez(output / f"{split}.npz", offsets=offsets, items=np.concatenate(histories))
 
 
 def run_peer(name: str, peer: Mapping[str, Any], work: Path, minutes: Sequence[float], items: int) -> Path:
-    """The folder of its lists, made unless it is there."""
-    output = work / "-".join([name, *(f"{m:g}" for m in minutes)])
+    """The folder of its lists, made unless it is there for the same script, settings and inputs."""
+    script = PEERS / ("gpt2_quality.py" if name == "gpt2" else "rectools_quality.py")
+    python = sys.executable if name == "gpt2" else PEERS_PYTHON
+    settings = {**peer, "items": items} if name == "gpt2" else peer
+    train, *requests = (work / f"{split}.npz" for split in ("train", *SPLITS))
+    read = (file.read_bytes() for file in (script, train, *requests))
+    made_of = fingerprint(json.dumps(settings, sort_keys=True).encode(), *read)
+    output = work / "-".join([name, *(f"{m:g}" for m in minutes), made_of])
     if output.exists():
         return output
-    script = "gpt2_quality" if name == "gpt2" else "rectools_quality"
-    python = sys.executable if name == "gpt2" else PEERS_PYTHON
-    given = {"train": work / "train.npz", "output": output.with_name(output.name + ".partial"), **peer}
-    given |= {"items": items} if name == "gpt2" else {}
-    command = [python, str(PEERS / f"{script}.py"), "--requests", *(str(work / f"{split}.npz") for split in SPLITS)]
-    command += ["--minutes", *map(str, minutes)]
+    given = {"train": train, "output": output.with_name(output.name + ".partial"), **settings}
+    command = [python, str(script), "--requests", *map(str, requests), "--minutes", *map(str, minutes)]
     for key, value in given.items():
         command += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     print("$", " ".join(command), flush=True)
@@ -88,9 +89,8 @@ def measure_peers(data: Path, peers: Mapping[str, Any], minutes: Sequence[float]
     """Figures of the peers so far: `{peer: {minutes: {"epochs", "validation", "test" of the last}}}`."""
     catalogue = build_catalogue(data)
     work = data.parent / "peers"
-    if not (work / "test.npz").exists():
-        write_inputs(data, catalogue, work)
     requests = {split: load_requests(data, split, catalogue) for split in SPLITS}
+    write_inputs(data, requests, catalogue, work)
     results: dict[str, Any] = {}
     for name, peer in peers.items():
         folder = run_peer(name, peer, work, minutes, len(catalogue))
@@ -116,7 +116,10 @@ def measure_pinrec(data: Path, plan: Mapping[str, Any], minutes: Sequence[float]
         })  # fmt: skip
         model, tokenizer = load_pretrained(folder)
         ranker = ModelRanker(model, tokenizer, hide_time=True)
-        at: dict[str, Any] = {"epochs": json.loads((folder / "trainer_state.json").read_text())["epoch"]}
+        at: dict[str, Any] = {
+            "epochs": json.loads((folder / "trainer_state.json").read_text())["epoch"],
+            "trained_commit": trained_commit([folder]),
+        }
         for split in SPLITS if mark == max(minutes) else SPLITS[:1]:
             requests = load_requests(data, split, tokenizer.catalogue)
             at[split] = figures(evaluate(ranker, requests, tokenizer.catalogue, name="pinrec", progress=False))

@@ -1,4 +1,4 @@
-"""Leave-one-out figures on public sets, from the raw files to benchmarks/results/public.json and docs/benchmarks.md.
+"""Leave-one-out figures on public sets, to benchmarks/results/public.json and docs/benchmarks.md.
 
     make benchmark-public                                 # MovieLens-1M, Amazon Beauty and Sports; resumable
     make benchmark-public ROW=ml1m MINUTES=5              # a quick check: one set, training stopped by the clock
@@ -15,7 +15,6 @@ Models and prepared data lie in runs/benchmark/.
 
 import argparse
 import json
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cold_items import measure as measure_cold_items
 from public_peers import draw, measure_peers, measure_pinrec
-from runs import RESULTS, ROOT, RUNS, measured, public_data, read_plan, record, run_script
+from runs import (
+    RESULTS,
+    ROOT,
+    RUNS,
+    fingerprint,
+    measured,
+    public_data,
+    read_plan,
+    record,
+    run_script,
+    trained_commit,
+)
 
 from pinrec_hf.data.embed import embed_texts
 from pinrec_hf.data.prepare import prepare
@@ -35,6 +45,7 @@ from pinrec_hf.retrieval.pretrained import load_pretrained
 
 PLAN = read_plan("public")
 METRICS = ("recall@10", "ndcg@10")
+WARM_COST = 2  # percent of warm recall, which new items may cost
 COLUMNS = {
     "hidden": "target's time hidden",
     "known": "target's time known",
@@ -96,9 +107,7 @@ def run(name: str, data: Path, plan: dict[str, Any], seed: int, minutes: float |
         **({"time_dropout": 1.0} if hidden else {}),
         **({"max_minutes": minutes, "num_train_epochs": 1000, "save_strategy": "no"} if minutes else {}),
     }  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run_script("pretrain", folder, with_validation(data) if refit else data, seed, arguments)
-    cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     catalogue = load_pretrained(folder)[1].catalogue
     figures: dict[str, Any] = {}
     for split in ("validation", "test")[refit:]:
@@ -111,12 +120,13 @@ def run(name: str, data: Path, plan: dict[str, Any], seed: int, minutes: float |
                 "high": found.metrics["recall@10"].high,
                 "coverage@10": found.coverage["coverage@10"],
             }
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state, about = (json.loads((folder / file).read_text()) for file in ("trainer_state.json", "training.json"))
     figures |= {
         "train_seconds": state["log_history"][-1]["train_runtime"],
-        "cpu_seconds": cpu,  # of the whole command; 0 where the model was there
+        "cpu_seconds": None if about["resumed"] else about.get("cpu_seconds"),  # of the whole command
         "epochs": state["epoch"],
         "steps": state["global_step"],
+        "trained_commit": trained_commit([folder]),
     }
     print(name, column, seed, json.dumps(figures), flush=True)
     return figures
@@ -173,13 +183,15 @@ def cold_row(minutes: float | None) -> None:
     minutes = plan["minutes"] if minutes is None else minutes
     for found in measure_cold_items(log, data, plan, seed, minutes):
         checked = found[plan["checked"]]
+        warm = checked["warm, index with them minus without"]
         record("public", [{
             "claim": f"{plan['title']}: recall@10 of withheld items among all items",
-            "target": f"above content neighbours, >= {plan['of_warm']} of warm recall, warm recall not hurt by them",
+            "target": f"above content neighbours, >= {plan['of_warm']} of warm recall, which they cost no more than "
+            f"{WARM_COST} %, the interval included",
             "value": {"minutes": minutes, **found},
             "met": checked["cold, minus content neighbours"]["low"] > 0
             and checked["cold over warm"] >= plan["of_warm"]
-            and checked["warm, index with them minus without"]["high"] >= 0,
+            and warm["low"] >= -WARM_COST / 100 * warm["without"],
         }], [seed])  # fmt: skip
 
 
@@ -218,9 +230,11 @@ def draw_curves() -> None:
 def any_file(interactions: str, items: str, time_unit: str | None, minutes: float | None, columns: list[str]) -> None:
     """A leave-one-out file of somebody's, in the columns of the data contract, with the defaults."""
     name = Path(interactions).stem
+    own = fingerprint(*(Path(file).read_bytes() for file in (interactions, items)), str(time_unit).encode())
+    work = f"{name}-{own}"  # another file may be called the same, or like one of the sets
     log, table = pq.read_table(interactions), pq.read_table(items)
-    data = prepared(name, log, table, name=name, time_unit=time_unit)
-    ids = ids_alone(name, log, table, name=name, time_unit=time_unit) if "ids" in columns else data
+    data = prepared(work, log, table, name=name, time_unit=time_unit)
+    ids = ids_alone(work, log, table, name=name, time_unit=time_unit) if "ids" in columns else data
     for column in columns:
         run(name, ids if column == "ids" else data, {}, 0, minutes, column)
 

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md: from the raw files to benchmarks/results/retrieval.json, a row a claim.
+"""The figures of docs/benchmarks.md: benchmarks/results/retrieval.json, a row a claim.
 
     make benchmark-retrieval                              # everything; what is done already is not run again
     python benchmarks/retrieval.py --row kuairand         # one data set
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def run_dataset(name: str) -> dict[str, Any]:
     catalogue = build_tokenizer(data, model_max_length=plan["config"]["max_position_embeddings"]).catalogue
     requests = {split: load_requests(data, split, catalogue) for split in ("validation", "test")}
     systems: dict[str, list[Evaluation]] = {}
+    models: list[Path] = []
     path = RESULTS / f"{name}-trials.json"
     trials = json.loads(path.read_text())["trials"] if path.exists() else []
     for architecture, own in plan["architectures"].items():
@@ -79,14 +81,15 @@ def run_dataset(name: str) -> dict[str, Any]:
             tried += known
         chosen = max(tried, key=lambda t: t["validation"][plan["metric"]])["trial"]
         folders = [train(architecture, chosen, seed) for seed in plan["seeds"]]
+        models += folders
         systems[architecture] = [measured(f, requests["test"], architecture, hide_time=hide_time) for f in folders]
         curves = {f.name: json.loads((f / "trainer_state.json").read_text())["log_history"] for f in folders}
         write_json(RESULTS / f"{name}-{architecture}-curves.json", {"trial": chosen, "log_history": curves})
-    return {"systems": systems, "requests": requests["test"], "catalogue": catalogue, "data": data}
+    return {"systems": systems, "models": models, "requests": requests["test"], "catalogue": catalogue, "data": data}
 
 
-def record(rows: list[dict[str, Any]], seeds: list[int]) -> None:
-    record_rows("retrieval", rows, seeds)
+def record(rows: list[dict[str, Any]], seeds: list[int], models: Sequence[Path] = ()) -> None:
+    record_rows("retrieval", rows, seeds, models)
 
 
 def kuairand() -> None:
@@ -132,7 +135,7 @@ def kuairand() -> None:
             "met": min(coverage) >= 1500,
         }
     )
-    record(rows, seeds)
+    record(rows, seeds, run["models"])
 
 
 def ml1m() -> None:
@@ -157,6 +160,7 @@ def ml1m() -> None:
             },
         ],
         seeds,
+        run["models"],
     )
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: trained models that are not trained twice, and rows of claims."""
 
+import hashlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pinrec_hf.evaluation.evaluate import Comparison, Evaluation, evaluate
 from pinrec_hf.evaluation.protocol import Requests
 from pinrec_hf.evaluation.ranker import ModelRanker
 from pinrec_hf.evaluation.report import without_nan
-from pinrec_hf.retrieval.pretrained import load_pretrained
+from pinrec_hf.retrieval.pretrained import load_pretrained, weights_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmark"
@@ -64,8 +65,18 @@ def pretrained(output: Path, architecture: str, plan: Mapping[str, Any], data: P
 
 
 def run_script(script: str, output: Path, data: Path, seed: int, arguments: Mapping[str, Any]) -> Path:
-    """`output`, as a script of training/ makes it, unless it is there already of the same arguments."""
+    """`output`, as a script of training/ makes it, unless it is there already of the same arguments and base.
+
+    `<output>.benchmark.json` beside it says which commits trained it, and from what weights. Runs that are older than
+    such files have none, and are taken as they are.
+    """
     given = {"data": data, "output_dir": output, "seed": seed, "disable_tqdm": True, "use_cpu": True, **arguments}
+    begun = output.with_name(f"{output.name}.training")
+    known = training_of(output) if output.exists() or begun.exists() else {}
+    base = weights_hash(given["model"]) if "model" in given else None
+    if known.get("base", base) != base:
+        found = output if output.exists() else begun
+        sys.exit(f"{found} was trained from other weights than {given['model']} holds: remove it to train it again")
     if output.exists():
         words = shlex.split(json.loads((output / "training.json").read_text())["command"])[3:]
         recorded = dict(zip(words[::2], words[1::2], strict=True))
@@ -74,12 +85,36 @@ def run_script(script: str, output: Path, data: Path, seed: int, arguments: Mapp
         if changed := sorted({key for key, _ in recorded.items() ^ wanted.items()} - paths):
             sys.exit(f"{output} was trained with other arguments ({', '.join(changed)}): remove it to train it again")
         return output
-    given["resume"] = output.with_name(output.name + ".training").exists()
+    given["resume"] = begun.exists()
+    if known or not begun.exists():  # before the work: a killed run may go on by other code
+        commits = list(dict.fromkeys([*known.get("commits", ()), commit()]))
+        write_json(training_record(output), {"commits": commits, "base": base})
     command = [sys.executable, str(ROOT / "training" / f"{script}.py")]
     command += [text for key, value in given.items() for text in (f"--{key}", str(value))]
     print("$", " ".join(command), flush=True)
     subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT})
     return output
+
+
+def training_record(model: Path) -> Path:
+    return model.with_name(f"{model.name}.benchmark.json")
+
+
+def training_of(model: Path) -> dict[str, Any]:
+    """What `run_script` wrote of a model, empty if it was trained before that was written."""
+    path = training_record(model)
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return known
+
+
+def trained_commit(models: Sequence[Path]) -> str:
+    """The commits of the code that trained them, `unknown` among them if one was trained before that was kept."""
+    return ", ".join(sorted({name for model in models for name in training_of(model).get("commits", ["unknown"])}))
+
+
+def fingerprint(*parts: bytes) -> str:
+    """12 hex digits, others where any part differs: for names of folders that are made once."""
+    return hashlib.blake2b(b"".join(parts), digest_size=6).hexdigest()
 
 
 def measured(folder: Path, requests: Requests, architecture: str, **ranking: Any) -> Evaluation:
@@ -106,9 +141,10 @@ def commit() -> str:
     return head + "-dirty" * bool(changes)
 
 
-def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
+def record(results: str, rows: list[dict[str, Any]], seeds: list[int], models: Sequence[Path] = ()) -> None:
     """Puts rows into benchmarks/results/<results>.json, in the place of those that make the same claim.
 
+    `commit` is that of the code that measures; `trained_commit` that of the code that trained `models`, if any.
     A row may bring its own `commit`, where its figures were measured before. One without a target has `met` None.
     """
     path = RESULTS / f"{results}.json"
@@ -118,6 +154,7 @@ def record(results: str, rows: list[dict[str, Any]], seeds: list[int]) -> None:
         "command": "python " + " ".join([os.path.relpath(os.path.realpath(sys.argv[0]), ROOT), *sys.argv[1:]]),
         "seed": seeds,
         "commit": commit(),
+        **({"trained_commit": trained_commit(models)} if models else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
     new = [{**about, **row} for row in rows]

@@ -1,6 +1,7 @@
 """What the benchmark of `pinrec serve` serves and asks: releases of random weights, requests, the offline answers."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -84,8 +85,8 @@ def offline(folder: Path, requests: list[dict[str, Any]]) -> list[Expected]:
 
 @dataclass
 class Checked:
-    """Counts answers that are the offline ones of the release that gave them, to item and outcome; those in which items
-    whose scores are a near tie stand in another order, or took each other's place; and wrong ones."""
+    """Counts answers that are the offline ones of the release that gave them, to item, outcome and order; those that
+    differ only where scores are a near tie, which changed places or let another item in at the end; and wrong ones."""
 
     expected: dict[str, list[Expected]]
     identical: int = 0
@@ -98,15 +99,16 @@ class Checked:
         right = self.expected[answer["release"]][number]
         self.releases.add(answer["release"])
         found = {c["item_id"]: (c["outcome"], c["score"]) for c in answer["candidates"]}
-        gone, come = (sorted(a[item][1] for item in a.keys() - b.keys()) for a, b in ((right, found), (found, right)))
-        same = [i for i in right.keys() & found.keys() if right[i][0] == found[i][0]]
-        pairs = [*zip(gone, come, strict=False), *((right[i][1], found[i][1]) for i in same)]
-        difference = max(abs(a - b) for a, b in pairs)
-        if len(right) != len(found) or difference > TIE:
+        last = dict(right.values())  # an outcome's lowest score: an item that is not among the right ones has no more
+        own = [right.get(item, (outcome, last.get(outcome, math.inf))) for item, (outcome, _) in found.items()]
+        pairs = [*zip(own, found.values(), strict=True), *zip(right.values(), found.values(), strict=False)]
+        whole = len(answer["candidates"]) == len(found) == len(right)
+        if not whole or any(outcome != other or abs(a - b) >= TIE for (outcome, a), (other, b) in pairs):
             self.wrong += 1
             return
-        self.largest_difference = max(self.largest_difference, difference)
-        if [(i, outcome) for i, (outcome, _) in right.items()] == [(i, outcome) for i, (outcome, _) in found.items()]:
+        same = (abs(right[item][1] - score) for item, (_, score) in found.items() if item in right)
+        self.largest_difference = max(self.largest_difference, *same, 0.0)
+        if list(right) == list(found):
             self.identical += 1
         else:
             self.near_ties += 1

@@ -77,7 +77,8 @@ def main() -> None:
     run(f"{search} --outcome click")
     run(f"pinrec trace {whose} --surface homefeed --num-steps 4 --picture {WORK}/trace.png")
     print(f"\n{time.time() - start:.0f} s in all. The report: {WORK}/report/report.html; the model: {MODEL}/")
-    print(f"In a browser: pinrec demo --model {MODEL} --data {WORK}/data --compare {WORK}/two-tower (extra `demo`)")
+    print("In a browser, after `pip install '.[demo]'`:")
+    print(f"pinrec demo --model {MODEL} --data {WORK}/data --compare {WORK}/two-tower")
     print(f"Before you train on your own log: rm -rf {WORK} {MODEL}")
 
 

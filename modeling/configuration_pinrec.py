@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 NO_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
 """Item ids inside the model: none (padding, or an event without an item), unknown, then catalogue row + 2."""
@@ -203,6 +204,17 @@ class PinRecConfig(PreTrainedConfig):
         for field in ("num_items", "content_size", "query_size", "feature_buckets", "request_feature_buckets"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be 0 (none) or more")
+        if self.max_position_embeddings < 2 or cast(int, self.intermediate_size) < 2:
+            raise ValueError(
+                f"max_position_embeddings={self.max_position_embeddings} and intermediate_size="
+                f"{self.intermediate_size} must be at least 2"
+            )
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta={self.rope_theta} must be above 0")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act={self.hidden_act!r} is none of transformers' activations; 'silu' is the usual"
+            )
         if self.bias_size is not None and (self.bias_size > 0) != (self.similarity == "dot"):
             raise ValueError(
                 f"bias_size={self.bias_size}: at least 1 under a dot product, 0 under cosine; or leave it out"

@@ -193,7 +193,7 @@ class EventEncoder:
             "surfaces": np.array(surfaces, np.int16),
             "outcomes": outcomes,
             "timestamps": checked_times(flat.get("timestamp", nothing), "history", row),
-            "requests": _numbers(flat.get("request_id"), -1, total, np.int64),
+            "requests": _numbers(_numbered(flat.get("request_id")), -1, total, np.int64),
             "weights": _numbers(flat.get("weight"), 1, total, np.float32),
             "features": np.zeros(total, np.int64),
             "positions": _numbers(flat.get("position"), -1, total, np.int32),
@@ -284,6 +284,14 @@ def _numbers(values: Sequence | None, unknown: int, length: int, dtype: Any) -> 
     except OverflowError:
         largest = max((value for value in values if value is not None), key=abs)
         raise ValueError(f"{largest} does not fit {np.dtype(dtype)}") from None
+
+
+def _numbered(ids: Sequence | None) -> Sequence | None:
+    """Request ids that are text, as in some logs, by numbers: what counts is which are equal."""
+    if ids is None or not any(isinstance(value, str) for value in ids):
+        return ids
+    numbers: dict[str, int] = {}
+    return [None if value is None else numbers.setdefault(str(value), len(numbers)) for value in ids]
 
 
 def checked_times(values: Sequence, what: str, owner: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Sampled softmax with logQ correction: one loss for in-batch, uniform and full negatives (DESIGN, section 5).
 
 The pool of negatives is the batch's item table. `counts` says how often each of its items was drawn, as the
-target of some position or as a uniform negative, and `expected` how often it would be drawn on average (Q). Each
+target of another row or as a uniform negative, and `expected` how often it would be drawn on average (Q). Each
 drawn negative is weighted by `count / expected`, so that the sum over the pool estimates the sum over the
 catalogue without bias (Bengio and Senecal 2008; the positive is there with probability 1 and is not corrected,
 arXiv 2507.09331).
@@ -30,6 +30,13 @@ class _GatherRows(torch.autograd.Function):
         dist.all_reduce(grad)
         start = dist.get_rank() * ctx.size
         return grad[start : start + ctx.size]
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """A number that needs no gradient."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value
 
 
 def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]]:

@@ -397,7 +397,8 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
     names = [system["name"] for system in result["evaluations"]]
     assert names[:3] == ["PinRec", "PinRec, any outcome", "two-tower"]
     assert names[3].startswith("popularity")
-    assert [comparison["b"] for comparison in result["comparisons"]] == names[1:]
+    pairs = [(comparison["a"], comparison["b"]) for comparison in result["comparisons"]]
+    assert pairs == [(names[1], name) for name in names[2:]] + [(names[0], name) for name in names[1:]]
     assert result["evaluations"][0]["ks"] == [5, 20]
     assert all(system["metrics"]["category_entropy@5"]["value"] > 0 for system in result["evaluations"])
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
@@ -408,6 +409,7 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
     assert "exists" in run(*words, "--output-dir", tmp_path / "report", code=2)
     text = run(*words, "--split", "test", "--output-dir", tmp_path / "test")
     assert "PinRec minus popularity" in text
+    assert "PinRec, any outcome minus popularity" in text
     assert "recall@50" in text
 
 

@@ -10,6 +10,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
+from pinrec_hf.data.collator import TARGETS
+
+ENDLESS = 1_000_000
+
 
 @dataclass
 class DataArguments:
@@ -32,6 +36,21 @@ class DataArguments:
         default=None, metadata={"help": "Age at which a target counts half in the loss; none: all count the same."}
     )
     validation_users: int = field(default=2_000, metadata={"help": "Users on whom recall is measured in training."})
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"--target {self.target!r} is none of {', '.join(TARGETS)}")
+        if self.target_window < 1:
+            raise ValueError(f"--target_window {self.target_window}: an event predicts at least 1 positive event")
+        for name in ("condition_dropout", "time_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} is a share and must lie between 0 and 1")
+        if self.uniform_negatives is not None and self.uniform_negatives < 0:
+            raise ValueError(f"--uniform_negatives {self.uniform_negatives} must be 0 or more")
+        if self.recency_half_life_days is not None and not self.recency_half_life_days > 0:
+            raise ValueError(f"--recency_half_life_days {self.recency_half_life_days} must be above 0; or leave it out")
+        if self.validation_users < 1:
+            raise ValueError(f"--validation_users {self.validation_users} must be at least 1")
 
 
 @dataclass
@@ -100,6 +119,15 @@ class PinRecTrainingArguments(TrainingArguments):
                 "--dataloader_persistent_workers: such workers go on drawing the first epoch's masks and negatives; "
                 "leave it out"
             )
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"--max_minutes {self.max_minutes} must be above 0; or leave it out")
+        if self.n_gpu > 1:
+            raise ValueError(f"{self.n_gpu} GPUs in one process: start with `accelerate launch`, a process each")
+
+    def fill_epochs(self, default: float) -> None:
+        """Passes over the rows where nobody said how many: as many as the clock allows, or the default."""
+        if self.num_train_epochs is None:
+            self.num_train_epochs = default if self.max_minutes is None else ENDLESS
 
 
 @dataclass
@@ -139,7 +167,7 @@ class FinetuningTrainingArguments(PinRecTrainingArguments):
         default=None, metadata={"help": "Peak learning rate; none: 5e-4 with --lora, else 2e-4."}
     )
     per_device_train_batch_size: int | None = field(default=32, metadata={"help": "Rows a step and device."})
-    num_train_epochs: float | None = field(default=3, metadata={"help": "Passes over the training rows."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the training rows; none: 3."})
 
 
 def parse_arguments(*classes: type) -> tuple[Any, ...]:

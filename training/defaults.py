@@ -26,13 +26,11 @@ from pinrec_hf.training.arguments import DataArguments, PinRecTrainingArguments
 EVENTS_A_STEP, NEGATIVES_A_STEP = 512, 1_024
 FULL_SOFTMAX_ITEMS = 5_000
 MAX_FEATURE_BUCKETS = 65_536
-ENDLESS = 1_000_000
 
 
 def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer, hashed_ids: bool = False) -> dict[str, Any]:
     """Config fields that depend on the training rows and the catalogue; `hashed_ids`: whether item ids are hashed."""
     events_a_user = dataset.row_lengths.mean() if len(dataset) else 0
-    has_queries = any((queries != 0).any() for queries in dataset.column("queries"))
     daily = all((times[times >= 0] % DAY == 0).all() for times in dataset.column("timestamps"))
     fields: dict[str, Any] = {
         "dropout": 0.4 if events_a_user < 20 else 0.2 if events_a_user < 100 else 0.1,
@@ -40,7 +38,11 @@ def default_config(dataset: SequenceDataset, tokenizer: PinRecTokenizer, hashed_
         "softmax": "full" if len(tokenizer.catalogue) <= FULL_SOFTMAX_ITEMS else "sampled",
         "feature_buckets": feature_buckets(tokenizer),
     }
-    return fields if has_queries or hashed_ids else {**fields, "hash_table_size": 1}
+    return fields if hashed_ids or has_queries(dataset) else {**fields, "hash_table_size": 1}
+
+
+def has_queries(dataset: SequenceDataset) -> bool:
+    return any((queries != 0).any() for queries in dataset.column("queries"))
 
 
 def feature_buckets(tokenizer: PinRecTokenizer, rows_at_once: int = 100_000) -> int:
@@ -60,9 +62,6 @@ def choose_batches(dataset: SequenceDataset, data_args: DataArguments, training_
         rows = min(128, max(8, EVENTS_A_STEP / max(1.0, dataset.lengths.mean())))
         training_args.per_device_train_batch_size = max(1, 2 ** round(math.log2(rows)) // processes)
     rows_a_step = training_args.train_batch_size * processes * training_args.gradient_accumulation_steps
-    if training_args.num_train_epochs is None and training_args.max_minutes is not None:
-        training_args.num_train_epochs = ENDLESS
-    if training_args.num_train_epochs is None:
-        training_args.num_train_epochs = min(20, max(5, math.ceil(2_000 * rows_a_step / max(1, len(dataset)))))
+    training_args.fill_epochs(min(20, max(5, math.ceil(2_000 * rows_a_step / max(1, len(dataset))))))
     given = data_args.uniform_negatives
     return math.ceil(NEGATIVES_A_STEP / rows_a_step) if given is None else given

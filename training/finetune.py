@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from pinrec_hf.data.collator import FinetuningCollator
@@ -38,12 +38,13 @@ from pinrec_hf.training.arguments import (
 from pinrec_hf.training.pretrain import DAY, recall_on, save_model
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
-from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.trainer import EarlyStopping, PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import check_polarity
 
 logger = logging.get_logger("pinrec_hf.finetune")
 LEARNING_RATE = {True: 5e-4, False: 2e-4}
 """With and without LoRA, whose few weights bear more."""
+EPOCHS = 3
 
 
 @dataclass
@@ -128,6 +129,7 @@ def prepare_finetuning(
     adapted = adapt(model, args)
     if training_args.learning_rate is None:
         training_args.learning_rate = LEARNING_RATE[args.lora]
+    training_args.fill_epochs(EPOCHS)
     return Finetuning(tokenizer, adapted, dataset, collator, base, fingerprint, budget)
 
 
@@ -172,7 +174,7 @@ def train(
         eval_dataset=None if requests is None else requests.requests,
         data_collator=run.collator,
         validate=validate,
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        callbacks=[EarlyStopping(patience)] if patience is not None else None,
     )
     trainer.train(resume_from_checkpoint=resume_from)
     return trainer

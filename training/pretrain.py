@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 
 from pinrec_hf.data.collator import PretrainingCollator
 from pinrec_hf.data.dataset_folder import build_tokenizer, default_budgets, read_metadata
@@ -23,7 +23,7 @@ from pinrec_hf.evaluation.baselines import ARCHITECTURES
 from pinrec_hf.evaluation.evaluate import evaluate
 from pinrec_hf.evaluation.protocol import Requests, load_requests
 from pinrec_hf.evaluation.ranker import ModelRanker
-from pinrec_hf.modeling.configuration_pinrec import DAY, PRESETS, SIGNALS, PinRecConfig
+from pinrec_hf.modeling.configuration_pinrec import DAY, PinRecConfig
 from pinrec_hf.modeling.modeling_pinrec import PinRecModel
 from pinrec_hf.modeling.tokenization_pinrec import PinRecTokenizer
 from pinrec_hf.retrieval.item_table import write_item_table
@@ -35,17 +35,18 @@ from pinrec_hf.training.arguments import (
     read_json,
     run_main,
 )
-from pinrec_hf.training.defaults import choose_batches, default_config
+from pinrec_hf.training.defaults import choose_batches, default_config, has_queries
 from pinrec_hf.training.priors import begin_at_priors
 from pinrec_hf.training.record import record_embedding_norm, write_training_record
 from pinrec_hf.training.run_folder import RunFolder
-from pinrec_hf.training.trainer import PinRecTrainer, newest_checkpoint
+from pinrec_hf.training.trainer import EarlyStopping, PinRecTrainer, newest_checkpoint
 from pinrec_hf.training.warm_start import WarmStart, warm_start
 
 OF_THE_DATA = {
-    "surfaces", "outcomes", "negative_outcomes", "num_items", "content_size", "query_size", "catalogue_fingerprint",
+    "preset", "surfaces", "outcomes", "negative_outcomes", "num_items", "content_size", "query_size",
+    "catalogue_fingerprint",
 }  # fmt: skip
-"""Config fields that nobody chooses."""
+"""Config fields that are not given as overrides."""
 
 
 @dataclass
@@ -87,21 +88,24 @@ def prepare_pretraining(
         raise ValueError(f"--replay {model_args.replay} is a share and must lie between 0 and 1")
     given = read_json("config_overrides", model_args.config_overrides or "{}")
     if stray := sorted(set(given) & OF_THE_DATA):
-        raise ValueError(f"--config_overrides names {stray}, which the data decide: leave it out")
+        raise ValueError(f"--config_overrides names {stray}, which the data or --preset decide: leave it out")
     overrides: dict[str, Any] = {**given, **fixed}
-    preset = model_args.preset or "small"
-    length = overrides.get("max_position_embeddings", PRESETS.get(preset, {}).get("max_position_embeddings"))
-    warm = None
+    preset, warm = model_args.preset or "small", None
     if model_args.model is not None:
         warm = warm_start(model_args.model, data_args.data, model_class, revision=model_args.revision)
-        tokenizer = warm.tokenizer
+        tokenizer, given = warm.tokenizer, {name: getattr(warm.model.config, name) for name in fixed}
     else:
+        # of a wrong type or name they are refused here, before anything is read
+        draft = config_class.from_preset(preset, **{k: v for k, v in overrides.items() if k != "outcome_budgets"})
         tokenizer = build_tokenizer(
             data_args.data,
-            model_max_length=length or 256,
-            request_features=overrides.get("request_feature_buckets", 0) > 0,
-            contexts="context" in overrides.get("signals", SIGNALS),
+            model_max_length=draft.max_position_embeddings,
+            request_features=draft.request_feature_buckets > 0,
+            contexts="context" in (draft.signals or []),
         )
+    if odd := sorted(name for name in fixed if given.get(name, fixed[name]) != fixed[name]):
+        where = f"--model {model_args.model} has another" if warm is not None else "--config_overrides gives another"
+        raise ValueError(f"--architecture {model_args.architecture} is a model of fixed {odd}, of which {where}")
     dataset = SequenceDataset(encode_split(data_args.data, "train", tokenizer), window=tokenizer.model_max_length - 1)
     if warm is not None:
         config = warm.model.config
@@ -120,6 +124,16 @@ def prepare_pretraining(
                 **default_config(dataset, tokenizer, overrides.get("item_id_embedding") == "hashed"),
                 **overrides,
             },
+        )
+    if config.time_offsets and data_args.target != "window":
+        raise ValueError(
+            f"time_offsets={config.time_offsets} are learned from targets further ahead: give --target window, or "
+            "leave them out"
+        )
+    if warm is not None and has_queries(dataset) and config.hash_table_size == 1 and not config.query_size:
+        raise ValueError(
+            f"{data_args.data} has search queries; {model_args.model} was trained on a log without, and would take all "
+            "of them for one: train a new model, or prepare without the column `query`"
         )
     if model_args.recent_days is not None:
         last = dataset.time_range()[1]
@@ -177,7 +191,7 @@ def train(
         eval_dataset=requests.requests,
         data_collator=run.collator,
         validate=recall_on(requests, run.tokenizer, hide_time=data_args.time_dropout >= 1),
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        callbacks=[EarlyStopping(patience)] if patience is not None else None,
     )
     start = time.process_time()
     trainer.train(resume_from_checkpoint=resume_from)

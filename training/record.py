@@ -58,14 +58,20 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
 
     >>> spelled_out(["--data", "data", "--resume", "True", "--seed", "1"])
     ['--data', 'data', '--seed', '1']
+    >>> spelled_out(["--data", "data", "--resume", "--seed", "1"])
+    ['--data', 'data', '--seed', '1']
     """
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         fields = yaml.safe_load(Path(argv[0]).read_text())
         argv = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    words = iter(argv)
-    return [
-        word for word in words if not (word == "--resume" and next(words, True)) and not word.startswith("--resume=")
-    ]
+    kept, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--resume":  # its value may be left out
+            words = words[1:] if words and not words[0].startswith("--") else words
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    return kept
 
 
 def hardware(processes: int) -> str:

@@ -1,6 +1,7 @@
 """`PinRecTrainer`: transformers' Trainer with recall as its evaluation and checkpoints that are whole or absent."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pinrec_hf.data.windows import LengthGroupedSampler
@@ -57,6 +58,17 @@ class Deadline(TrainerCallback):
     def learning_rate(self, step: int) -> float:
         """As a share of the peak."""
         return min(1.0, self.share / self.warmup) * (1 + math.cos(math.pi * self.share)) / 2
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """A run that had stopped when it was killed, before its model was saved, stops at its first step when it goes on.
+
+    The Trainer forgets that it was to stop; the model is the best checkpoint's either way.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class Epochs(TrainerCallback):
@@ -171,9 +183,42 @@ class PinRecTrainer(Trainer):
         model.load_state_dict(weights)
         return model
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Of labels that compete (`label_groups`) one counts."""
+        counted = [
+            {**batch, "labels": one_a_group(batch["labels"], batch["label_groups"])}
+            if "label_groups" in batch
+            else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(counted, device)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
+        # old ones go when the new one is complete, and are incomplete before their first file is gone
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():
             (folder / COMPLETE).touch()
+            self._rotate(folder)
+
+    def _rotate(self, newest: Path) -> None:
+        """Removes the oldest checkpoints, as transformers does, the newest and the best apart."""
+        kept = {newest.name, Path(self.state.best_model_checkpoint or newest).name}
+        others = [path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name not in kept]
+        others.sort(key=lambda path: int(path.name.split("-")[-1]))
+        room = max(0, self.args.save_total_limit - len(kept)) if self.args.save_total_limit else len(others)
+        for path in others[: max(0, len(others) - room)]:
+            (path / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def one_a_group(labels: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Labels `(batch, targets)`, -100 but for the first of each row's group."""
+    places = torch.arange(labels.shape[1], device=labels.device).where(labels >= 0, labels.shape[1])
+    first = torch.full_like(groups, labels.shape[1]).scatter_reduce(1, groups, places, "amin")
+    return labels.masked_fill(first.gather(1, groups) != places, -100)

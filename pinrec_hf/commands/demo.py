@@ -29,7 +29,7 @@ def demo(args: argparse.Namespace) -> None:
     try:
         from pinrec_hf.demo.page import launch
     except ImportError as error:
-        raise ImportError(f"{error}: `pip install 'pinrec-hf[demo]'` first") from error
+        raise ImportError(f'{error}: `pip install ".[demo]"` in the clone first') from error
     from pinrec_hf.demo.visit import Demo
     from pinrec_hf.evaluation.ranker import load_model_ranker
 

@@ -97,7 +97,9 @@ def evaluate(args: argparse.Namespace) -> None:
         systems.append(measure(_baseline(name, path, catalogue), requests, catalogue, name=name, **measured))
     popularity = best_popularity(args.data, catalogue, split=args.split, requests=requests, **measured, **options)
     systems.append(popularity.evaluation)
+    # as it is served; then like for like, by one embedding
     comparisons = [compare(systems[0], other) for other in systems[1:]]
+    comparisons += [compare(systems[1], other) for other in systems[2:]]
     write_report(
         args.output_dir,
         systems,

@@ -70,7 +70,7 @@ def serve(args: argparse.Namespace) -> None:
         from pinrec_hf.serving.server import check_host, log_as_json
         from pinrec_hf.serving.server import serve as run
     except ImportError as error:
-        raise ImportError(f"{error}: `pip install 'pinrec-hf[serve]'` first") from error
+        raise ImportError(f'{error}: `pip install ".[serve]"` in the clone first') from error
     from pinrec_hf.retrieval.history_cache import HistoryCache
     from pinrec_hf.serving.guard import read_keys
     from pinrec_hf.serving.histories import open_histories

@@ -13,6 +13,7 @@ from pinrec_hf.modeling.configuration_pinrec import FIRST_ITEM, ITEM_EVENT
 from pinrec_hf.modeling.tokenization_pinrec import EncodedRow, PinRecTokenizer
 
 IGNORED_LABEL = -100
+TARGETS = ("next", "window", "session")
 
 
 @dataclass
@@ -24,7 +25,8 @@ class TargetCollator(ABC):
     the same ones.
 
     Args:
-        tokenizer: makes the batch.
+        pinrec_tokenizer: makes the batch. (A Trainer copies what a collator has as `tokenizer`, catalogue and all, into
+            every checkpoint.)
         frequencies (float `(num_items + 2,)`): each item id's share of the training targets (Q of in-batch
             negatives).
         seed (`int`)
@@ -37,7 +39,7 @@ class TargetCollator(ABC):
             target of unknown time counts as the oldest one at `first_time`.
     """
 
-    tokenizer: PinRecTokenizer
+    pinrec_tokenizer: PinRecTokenizer
     frequencies: np.ndarray
     seed: int = 0
     uniform_negatives: int = 16
@@ -50,14 +52,14 @@ class TargetCollator(ABC):
 
     def __call__(self, windows: Sequence[EncodedRow]) -> BatchEncoding:
         targets = [self._targets(window) for window in windows]
-        num_items = len(self.tokenizer.catalogue)
+        num_items = len(self.pinrec_tokenizer.catalogue)
         if self.full_softmax:
             negatives = np.arange(num_items) + FIRST_ITEM
         else:
             negatives = np.concatenate([target["negatives"] for target in targets])
         hard = [target["hard_items"] for target in targets if "hard_items" in target]
         labels = [target["items"] for target in targets]
-        batch = self.tokenizer.pad(windows, extra_items=np.concatenate([negatives, *labels, *hard]))
+        batch = self.pinrec_tokenizer.pad(windows, extra_items=np.concatenate([negatives, *labels, *hard]))
         ids, mask = batch["item_ids"].numpy(), batch["attention_mask"].numpy()
         offsets = mask.argmax(1)
 
@@ -75,7 +77,7 @@ class TargetCollator(ABC):
         for column, name in (("target_offsets", "offsets"), ("label_groups", "groups")):
             if name in targets[0]:
                 columns[column] = [target[name] for target in targets]
-        if self.tokenizer.request_features:
+        if self.pinrec_tokenizer.request_features:
             columns["target_features"] = [target["features"] for target in targets]
         for name, values in columns.items():
             grid = np.full((len(values), size), fills.get(name, 0), np.float32 if name == "label_weights" else np.int64)
@@ -87,9 +89,9 @@ class TargetCollator(ABC):
 
         batch["item_frequencies"] = torch.from_numpy(self.frequencies[ids].astype(np.float32))
         rows = ids[ids >= FIRST_ITEM] - FIRST_ITEM
-        if self.tokenizer.catalogue.has_availability:
+        if self.pinrec_tokenizer.catalogue.has_availability:
             availability = np.tile(ALWAYS, (len(ids), 1))
-            availability[ids >= FIRST_ITEM] = self.tokenizer.catalogue.availability(rows)
+            availability[ids >= FIRST_ITEM] = self.pinrec_tokenizer.catalogue.availability(rows)
             batch["item_availability"] = torch.from_numpy(availability)
         if not self.full_softmax:
             counts = np.bincount(np.searchsorted(ids, negatives), minlength=len(ids))
@@ -125,7 +127,7 @@ class TargetCollator(ABC):
             "outcomes": np.where(hidden[0] < self.condition_dropout, 0, named),
             "timestamps": np.where(hidden[1] < self.time_dropout, -1, targets["timestamps"]),
             "weights": weights,
-            "negatives": rng.integers(len(self.tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
+            "negatives": rng.integers(len(self.pinrec_tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
         }
 
 
@@ -145,9 +147,9 @@ class PretrainingCollator(TargetCollator):
     target_window: int = 8
 
     def _targets(self, window: EncodedRow) -> EncodedRow:
-        kept = slice(-(self.tokenizer.model_max_length - 1), None)
+        kept = slice(-(self.pinrec_tokenizer.model_max_length - 1), None)
         types, items, sets = (window[name][kept] for name in ("types", "items", "outcomes"))
-        positive = sets & self.tokenizer.positive_mask
+        positive = sets & self.pinrec_tokenizer.positive_mask
         # an item that was merely shown was not acted on
         acted = (types == ITEM_EVENT) & (items >= FIRST_ITEM) & (sets > 0)
         first = np.zeros(len(items), bool)

@@ -43,7 +43,7 @@ def load_text_model(model: str | os.PathLike[str], device: str | None = None) ->
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError("embedding texts needs an extra: `pip install 'pinrec-hf[embed]'`") from error
+        raise ImportError('embedding texts needs an extra: `pip install ".[embed]"` in the clone') from error
     try:
         return SentenceTransformer(os.fspath(model), device=device)
     except OSError as error:

@@ -84,7 +84,7 @@ def open_engine(name: str, work: Path) -> AbstractContextManager[Engine]:
         try:
             from pinrec_hf.data.spark_engine import open_spark
         except ModuleNotFoundError as error:
-            raise ValueError("engine 'spark' needs Java and `pip install 'pinrec-hf[spark]'`") from error
+            raise ValueError("engine 'spark' needs Java and `pip install \".[spark]\"` in the clone") from error
         return open_spark(work)
     raise ValueError(f"engine {name!r} does not exist; choose one of {list(ENGINES)}")
 

@@ -17,7 +17,7 @@ try:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "the report's plots need matplotlib: install it with `pip install 'pinrec-hf[report]'`",
+        'the report\'s plots need matplotlib: install it with `pip install ".[report]"` in the clone',
         name="matplotlib",
     ) from error
 

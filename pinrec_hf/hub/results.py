@@ -37,7 +37,8 @@ def headline(report: SavedReport | None) -> str:
         f"On the {system.split} split, {k} candidates of {system.catalogue_size:,} hold **{recall.value:.1%} "
         f"[{recall.low:.1%}, {recall.high:.1%}]** of the items that users went on to act on"
     )
-    others = [(c.b, c.metrics[f"recall@{k}"]) for c in report.comparisons if not c.b.startswith(f"{system.name}, ")]
+    own = [c for c in report.comparisons if c.a == system.name and not c.b.startswith(f"{system.name}, ")]
+    others = [(c.b, c.metrics[f"recall@{k}"]) for c in own]
     if not others:
         return text + "."
     name, best = max(others, key=lambda other: other[1].b)
@@ -60,7 +61,8 @@ def overall_table(report: SavedReport | None) -> str:
         return ""
     ks = report.systems[0].ks
     names, ndcg = [f"recall@{k}" for k in ks], f"ndcg@{ks[0]}"
-    differences = {c.b: c.metrics.get(names[0]) for c in report.comparisons}
+    first = report.systems[0].name
+    differences = {c.b: c.metrics.get(names[0]) for c in report.comparisons if c.a == first}
     rows = []
     for system in report.systems:
         difference = differences.get(system.name)
@@ -69,7 +71,6 @@ def overall_table(report: SavedReport | None) -> str:
         recalls = [figure(system.metrics.get(metric)) for metric in names]
         wide = f"{system.coverage[f'coverage@{ks[0]}']:,}"
         rows.append([name, *recalls, figure(system.metrics.get(ndcg)).partition(" [")[0], wide, against])
-    first = report.systems[0].name
     return Table("", ["", *names, ndcg, f"distinct items@{ks[0]}", f"{first} against it, {names[0]}"], rows).grid()
 
 

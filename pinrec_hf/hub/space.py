@@ -51,7 +51,8 @@ def write_space(model: str, output_dir: str | os.PathLike[str], *, revision: str
     try:
         gradio = version("gradio")
     except PackageNotFoundError as error:
-        raise ImportError("the Space gets this machine's Gradio: `pip install 'pinrec-hf[demo]'` first") from error
+        problem = 'the Space gets this machine\'s Gradio: `pip install ".[demo]"` in the clone first'
+        raise ImportError(problem) from error
     metadata = SpaceCardData(
         title=f"PinRec: {model.split('/')[-1]}",
         sdk="gradio",

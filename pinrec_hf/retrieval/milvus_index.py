@@ -47,7 +47,7 @@ class MilvusIndex:
         try:
             from pymilvus import MilvusClient
         except ModuleNotFoundError as error:
-            problem = "an index on Milvus needs pymilvus: install it with `pip install 'pinrec-hf[milvus]'`"
+            problem = 'an index on Milvus needs pymilvus: install it with `pip install ".[milvus]"` in the clone'
             raise ModuleNotFoundError(problem, name="pymilvus") from error
         self.uri, self.collection, self.setting = uri, collection, setting
         self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))

@@ -179,7 +179,7 @@ class RedisHistories:
         try:
             import redis
         except ImportError:
-            raise ValueError(f"histories {where}: `pip install 'pinrec-hf[redis]'` first") from None
+            raise ValueError(f'histories {where}: `pip install ".[redis]"` in the clone first') from None
         try:
             self._redis: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
         except ValueError:

@@ -162,7 +162,7 @@ def test_interrupted_run_and_a_second_run_leave_no_half_file(items, tmp_path):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'pinrec-hf\[embed\]'"):
+    with pytest.raises(ImportError, match=r'pip install "\.\[embed\]"'):
         embed_texts(["a"], "any")
 
 

@@ -26,7 +26,7 @@ def test_every_control_has_a_label_and_all_events_stay_private(demo):
 def test_without_gradio_the_extra_is_named(saved_model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pinrec_hf.demo.page", None)
     assert main(["demo", "--model", str(saved_model)]) == 2
-    assert "pip install 'pinrec-hf[demo]'" in capsys.readouterr().err
+    assert 'pip install ".[demo]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["--data", "--compare"])

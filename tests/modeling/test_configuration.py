@@ -32,6 +32,10 @@ from pinrec_hf.modeling.configuration_pinrec import PRESETS, PinRecConfig
         ({"surfaces": ["a"], "outcomes": ["save"], "outcome_budgets": {"a": {"sav": 1.0}}}, "'sav' is not among"),
         ({"surfaces": ["a"], "outcome_budgets": {"a": {None: 1.0}}}, "unspecified outcome, which JSON cannot name"),
         ({"surfaces": ["a"], "outcomes": ["save"], "outcome_budgets": {"a": {None: 0.0, "save": 1.0}}}, "JSON cannot"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0 and .* must be at least 2"),
+        ({"intermediate_size": 1}, "intermediate_size=1 must be at least 2"),
+        ({"rope_theta": 0}, "rope_theta=0 must be above 0"),
+        ({"hidden_act": "gelo"}, "hidden_act='gelo' is none of"),
         ({"num_items": 5, "item_id_embedding": None}, "an id embedding, content vectors or features"),
     ],
 )

@@ -202,7 +202,7 @@ def test_every_draw_of_the_pool_counts_once(loss_model):
     draws = batch.labels.flatten().tolist()
     for item, count in enumerate(batch.negative_counts.long().tolist()):
         draws += [item] * count
-    expected_counts = 10 * batch.frequencies + 9 / NUM_ITEMS
+    expected_counts = 8 * batch.frequencies + 9 / NUM_ITEMS  # of ten targets a row meets the eight of the others
     total = 0.0
     for row in range(5):
         own = {*batch.event_items[row].tolist(), *batch.labels[row].tolist()}
@@ -212,6 +212,32 @@ def test_every_draw_of_the_pool_counts_once(loss_model):
             positive = scores[batch.labels[row, target]]
             total += (positive.exp() + negatives).log() - positive
     assert batch.loss(loss_model).item() == pytest.approx(total.item() / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "targets", "uniform"), [(2, 12, 16), (4, 6, 0), (1, 12, 24)])
+def test_few_rows_of_many_targets_estimate_the_catalogue(rows, targets, uniform):
+    """Where all scores are 0, the negatives of the catalogue weigh as many as there are."""
+    items = 400
+    model = PinRecModel(PinRecConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_items=items))
+    popularity = 1 / np.arange(20, 20 + items)
+    popularity /= popularity.sum()
+    rng = np.random.default_rng(0)
+    weights = torch.zeros(rows, targets)
+    weights[0] = 1
+    weighed, there = [], []
+    for _ in range(800):
+        labels = np.stack([rng.choice(items, targets, replace=False, p=popularity) for _ in range(rows)])
+        counts = np.bincount(rng.integers(items, size=uniform), minlength=items)
+        loss = model._loss(
+            torch.zeros(rows, targets, 9), torch.from_numpy(labels + FIRST_ITEM), weights,
+            torch.full((rows, targets), -1), torch.zeros(items + FIRST_ITEM, 9), torch.arange(items + FIRST_ITEM),
+            torch.zeros(rows, 1, dtype=torch.int64), None, torch.tensor([0, 0, *popularity]).float(),
+            torch.tensor([0, 0, *counts]).float(), None,
+        )  # fmt: skip
+        weighed.append(np.exp(loss.item() * rows) - 1)
+        there.append(items - targets)
+    # a row draws each item once, so that popular ones are drawn a little less often than their share says
+    assert np.mean(weighed) == pytest.approx(np.mean(there), rel=0.05)
 
 
 def test_full_softmax_is_the_textbooks(loss_model):
@@ -285,7 +311,7 @@ def test_hard_negatives_serve_their_own_position(loss_model, softmax):
         assert loss == without
         return
     items, query = batch.items, batch.embeddings[1, 0]
-    expected = 6 * batch.frequencies
+    expected = 4 * batch.frequencies
     drawn = [10, 11, 14, 15]  # not 12 and 13, the row's own
     normaliser = items[12] @ query, *(items[i] @ query - expected[i].log() for i in drawn)
     harder = *normaliser, items[30] @ query, items[31] @ query

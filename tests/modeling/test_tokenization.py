@@ -80,6 +80,13 @@ def test_encode_gives_codes(tok):
     assert row["requests"].tolist() == [0, 1, 1, 2]
 
 
+def test_request_ids_may_be_text():
+    """What counts is which are equal."""
+    history = {"item_id": ["a", "b", "a", "b"], "outcomes": [["save"]] * 4, "request_id": ["r1", None, "r1", "r2"]}
+    (row,) = make_tokenizer().encode([history])
+    assert row["requests"].tolist() == [0, -1, 0, 1]
+
+
 def test_ignored_impressions_stay_if_asked():
     history = {"item_id": ["a", "b"], "outcomes": [[], ["save"]]}
     assert len(make_tokenizer().encode([history])[0]["items"]) == 1

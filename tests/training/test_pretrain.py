@@ -151,8 +151,11 @@ def test_two_processes_make_the_losses_of_one(tiny_data: Path, tmp_path: Path) -
         ({"preset": "huge"}, "choose one of"),
         ({"architecture": "gru"}, "choose one of"),
         ({"config_overrides": '{"similarity": "euclid"}'}, "similarity"),
-        ({"config_overrides": '{"content_size": 0}'}, "['content_size'], which the data decide"),
+        ({"config_overrides": '{"content_size": 0}'}, "['content_size'], which the data or --preset decide"),
         ({"config_overrides": "[1]"}, "is no JSON object (a list)"),
+        ({"config_overrides": '{"max_position_embeddings": "64"}'}, "max_position_embeddings"),
+        ({"target": "sesion"}, "--target 'sesion' is none of next, window, session"),
+        ({"max_minutes": "-1"}, "--max_minutes -1.0 must be above 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
@@ -169,6 +172,25 @@ def test_output_that_exists_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     result = run(*arguments(tiny_data, tmp_path / "model"))
     assert result.returncode != 0
     assert "exists" in result.stderr
+
+
+def test_a_checkpoint_holds_no_catalogue(tiny_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    args = arguments(tiny_data, output, max_steps=3)
+    # saving the model fails in the end, so that the checkpoint stays
+    (tmp_path / "data").mkdir()
+    for path in tiny_data.iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    args[args.index(str(tiny_data))] = str(tmp_path / "data")
+    broken = f"import runpy, sys; sys.argv[0] = {str(SCRIPT)!r}\n"
+    broken += "import pinrec_hf.training.record as r; r.generate_requests = None\n"
+    broken += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", broken, *args], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert "NoneType" in ended.stderr
+    found = {path.name for path in (tmp_path / "model.training" / "checkpoint-3").iterdir()}
+    assert {"model.safetensors", "optimizer.pt", COMPLETE} <= found
+    assert not found & {"catalogue.safetensors", "queries.safetensors", "tokenizer_config.json"}
 
 
 def test_newest_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pinrec_hf.retrieval.encode import encode_items, encode_requests
 from pinrec_hf.retrieval.item_table import ItemTable
 from pinrec_hf.retrieval.pretrained import load_pretrained
 from pinrec_hf.training.arguments import DataArguments, ModelArguments, PinRecTrainingArguments
-from pinrec_hf.training.pretrain import prepare_pretraining
+from pinrec_hf.training.pretrain import prepare_pretraining, save_model
 from pinrec_hf.training.trainer import newest_checkpoint
 from pinrec_hf.training.warm_start import warm_start
 
@@ -213,3 +213,41 @@ def test_arguments_that_contradict_each_other_are_refused(grown_data, tmp_path, 
     with pytest.raises(ValueError, match=message):
         prepare_pretraining(DataArguments(data=str(grown_data)), ModelArguments(**given), training_args)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"config_overrides": '{"preset": "base"}'}, "'preset'.*--preset decide"),
+        ({"config_overrides": '{"time_offsets": [0, 30]}'}, "give --target window"),
+        ({"config_overrides": '{"signals": ["surface"]}', "architecture": "sasrec"}, "fixed .*signals.*gives another"),
+    ],
+)
+def test_configs_that_would_be_ignored_are_refused(grown_data, tmp_path, given, message):
+    training_args = PinRecTrainingArguments(output_dir=str(tmp_path / "model"), use_cpu=True)
+    with pytest.raises(ValueError, match=message):
+        prepare_pretraining(DataArguments(data=str(grown_data)), ModelArguments(**given), training_args)
+
+
+def test_a_model_goes_on_as_what_it_is(saved_model, grown_data, tmp_path):
+    training_args = PinRecTrainingArguments(output_dir=str(tmp_path / "model"), use_cpu=True)
+    given = ModelArguments(model=str(saved_model), architecture="sasrec")
+    with pytest.raises(ValueError, match=r"fixed .*signals.* has another"):
+        prepare_pretraining(DataArguments(data=str(grown_data)), given, training_args)
+
+
+def test_a_model_without_queries_does_not_take_all_of_them_for_one(tmp_path):
+    log, training_args = pa.Table.from_pylist(tiny_log()), PinRecTrainingArguments(output_dir="unused", use_cpu=True)
+    about = {"items": tiny_items(), "negative_outcomes": ["hide"], "time_unit": "s"}
+    prepare(log.filter(log["item_id"].is_valid()).drop_columns("query"), output_dir=tmp_path / "before", **about)
+    prepare(log, output_dir=tmp_path / "today", **about)
+    first = prepare_pretraining(
+        DataArguments(data=str(tmp_path / "before")), ModelArguments(preset="tiny"), training_args
+    )
+    folder = tmp_path / "model"
+    save_model(first.model_class(first.config), first.tokenizer, folder)
+    shutil.copyfile(tmp_path / "before" / "items.parquet", folder / "items.parquet")
+    with pytest.raises(ValueError, match=r"has search queries; .* without the column `query`"):
+        prepare_pretraining(
+            DataArguments(data=str(tmp_path / "today")), ModelArguments(model=str(folder)), training_args
+        )

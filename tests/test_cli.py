@@ -398,7 +398,7 @@ def test_evaluate_beside_baselines(saved_model, tiny_data, model, tokenizer, run
     assert names[:3] == ["PinRec", "PinRec, any outcome", "two-tower"]
     assert names[3].startswith("popularity")
     pairs = [(comparison["a"], comparison["b"]) for comparison in result["comparisons"]]
-    assert pairs == [(names[1], name) for name in names[2:]] + [(names[0], name) for name in names[1:]]
+    assert pairs == [(names[0], name) for name in names[1:]] + [(names[1], name) for name in names[2:]]
     assert result["evaluations"][0]["ks"] == [5, 20]
     assert all(system["metrics"]["category_entropy@5"]["value"] > 0 for system in result["evaluations"])
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [

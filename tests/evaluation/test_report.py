@@ -84,7 +84,7 @@ def test_nothing_is_left_of_a_report_that_fails(systems, tmp_path, monkeypatch):
 def test_without_matplotlib_the_error_says_what_to_install(systems, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "pinrec_hf.evaluation.plots", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pinrec-hf\[report\]"):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "\.\[report\]"'):
         write_report(tmp_path / "report", systems)
     assert not (tmp_path / "report").exists()
 

@@ -110,6 +110,7 @@ def prepare_finetuning(
         frequencies=counts / counts.sum(),
         seed=training_args.seed,
         uniform_negatives=16 if data_args.uniform_negatives is None else data_args.uniform_negatives,
+        drawn_from=model.config.num_items,
         full_softmax=model.config.softmax == "full",
         condition_dropout=data_args.condition_dropout,
         time_dropout=data_args.time_dropout,

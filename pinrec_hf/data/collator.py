@@ -31,6 +31,8 @@ class TargetCollator(ABC):
             negatives).
         seed (`int`)
         uniform_negatives (`int`): negatives that each window draws uniformly from the catalogue.
+        drawn_from (`int`, *optional*): of its first so many items, by default all. The model's `num_items`, by which
+            it corrects: a catalogue to which `pinrec index --add` added has more.
         full_softmax (`bool`): whether the item table holds the whole catalogue instead.
         condition_dropout (`float`): share of targets whose outcome is left unspecified; the others name one of the
             target's own positive outcomes.
@@ -43,6 +45,7 @@ class TargetCollator(ABC):
     frequencies: np.ndarray
     seed: int = 0
     uniform_negatives: int = 16
+    drawn_from: int | None = None
     full_softmax: bool = False
     condition_dropout: float = 0.15
     time_dropout: float = 0.1
@@ -121,13 +124,14 @@ class TargetCollator(ABC):
             age = self.last_time - np.where(times >= 0, times, self.first_time)
             weights = weights * 0.5 ** (age / self.recency_half_life)
         hidden = rng.random((2, len(times)))
+        num_items = len(self.pinrec_tokenizer.catalogue) if self.drawn_from is None else self.drawn_from
         named = _one_of(targets["outcomes"], rng.random(len(times)))
         return {
             **targets,
             "outcomes": np.where(hidden[0] < self.condition_dropout, 0, named),
             "timestamps": np.where(hidden[1] < self.time_dropout, -1, targets["timestamps"]),
             "weights": weights,
-            "negatives": rng.integers(len(self.pinrec_tokenizer.catalogue), size=self.uniform_negatives) + FIRST_ITEM,
+            "negatives": rng.integers(num_items, size=self.uniform_negatives) + FIRST_ITEM,
         }
 
 

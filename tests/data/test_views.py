@@ -316,6 +316,14 @@ def test_a_batch():
     assert collate(windows_of(history("a+ | c+")))["hard_negatives"].shape == (1, 2, 0)
 
 
+def test_negatives_are_items_that_the_model_has_rows_for():
+    """Of a catalogue that has grown since, by which the model's correction would count them twice."""
+    windows = windows_of(history("a+ | b+ c. | d+"))
+    drawn = collate(windows, uniform_negatives=500, drawn_from=3)
+    assert set(drawn["item_ids"][drawn["negative_counts"] > 0].tolist()) == {2, 3, 4}
+    assert len(set(collate(windows, uniform_negatives=500)["item_ids"].tolist())) == 10
+
+
 def test_choices_are_keyed_by_seed_epoch_and_window():
     windows = windows_of(*[history("a+ b. | c* d*")] * 3)
     noisy = {"condition_dropout": 0.3, "time_dropout": 0.3, "uniform_negatives": 3}

@@ -108,10 +108,7 @@ def lower_end(percents: Sequence[float | None]) -> float:
     known = [percent for percent in percents if percent is not None]
     if len(known) < 2:
         return math.nan
-    freedom = len(known) - 1
-    angle = np.linspace(0, np.pi / 2, 100_001)  # t = sqrt(freedom) * tan(angle), whose density is a power of its cosine
-    within = np.cumsum(np.cos(angle) ** (freedom - 1))
-    t = np.sqrt(freedom) * np.tan(np.interp(0.95, within / within[-1], angle))
+    t = np.quantile(np.random.default_rng(0).standard_t(len(known) - 1, 1_000_000), 0.975)
     return float(np.mean(known) - t * np.std(known, ddof=1) / np.sqrt(len(known)))
 
 

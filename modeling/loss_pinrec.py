@@ -32,11 +32,25 @@ class _GatherRows(torch.autograd.Function):
         return grad[start : start + ctx.size]
 
 
-def sum_over_processes(value: Tensor) -> Tensor:
-    """A number that needs no gradient."""
+def draw_log_weights(facts: Tensor, targets: Tensor, num_items: int) -> Tensor:
+    """log of count over expected count (Q), whichever way an item was drawn; -inf of items that nobody expects.
+
+    A row's own targets are no negatives of it: of all draws it meets those of other rows, here on average over draws.
+
+    Args:
+        facts (`torch.FloatTensor` of shape `(pool, 3)`): how often each item was drawn as a target and uniformly, and
+            its share of the training targets.
+        targets (`torch.LongTensor` of shape `(batch,)`): of each of this process's rows.
+        num_items: that uniform draws come from.
+    """
+    drawn, uniform, frequencies = facts.unbind(1)
+    own = targets.float().square().sum()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value)
-    return value
+        dist.all_reduce(own)
+    met = drawn.sum() - own / drawn.sum().clamp(min=1)
+    expected = met * frequencies + uniform.sum() / num_items
+    # of nobody: an item of the histories, or the padding of another process's part
+    return ((drawn + uniform) / expected).log().masked_fill(expected == 0, float("-inf"))
 
 
 def gather_pool(ids: Tensor, *tables: Tensor) -> tuple[int, Tensor, list[Tensor]]:

@@ -29,7 +29,7 @@ from .configuration_pinrec import FIRST_ITEM, PinRecConfig
 from .embedding_pinrec import EntityEncoder, EventEmbedding, HashedEmbedding, PinRecRMSNorm, TimeEncoding
 from .generation_pinrec import PinRecGeneration
 from .layers_pinrec import ConditionBias, OutcomeHead, PinRecAttention, PinRecLayer, PinRecRotaryEmbedding
-from .loss_pinrec import gather_pool, likeliest, places_in_pool, sampled_softmax_loss, sum_over_processes
+from .loss_pinrec import draw_log_weights, gather_pool, likeliest, places_in_pool, sampled_softmax_loss
 from .vocabulary_pinrec import PinRecVocabulary
 
 
@@ -380,14 +380,7 @@ class PinRecModel(PinRecGeneration, PinRecVocabulary, PinRecPreTrainedModel):
             tables = [items, facts] if availability is None else [items, facts, availability]
             part, pool_ids, (pool, facts, *rest) = gather_pool(item_ids, *tables)
             availability = rest[0] if rest else None
-            drawn, uniform, frequencies = facts.unbind(1)
-            # a row's own targets are no negatives of it: of n draws it meets those of other rows, on average over draws
-            met = drawn.sum() - sum_over_processes(valid.sum(1).float().square().sum()) / drawn.sum().clamp(min=1)
-            # log Q: how often the pool is expected to hold the item, whichever way it was drawn
-            expected = met * frequencies + uniform.sum() / self.config.num_items
-            log_weights = ((drawn + uniform) / expected).log()
-            # expected of nobody: an item of the histories, or the padding of another process's part
-            log_weights = log_weights.masked_fill(expected == 0, float("-inf"))
+            log_weights = draw_log_weights(facts, valid.sum(1), self.config.num_items)
         log_weights = log_weights.masked_fill(pool_ids < FIRST_ITEM, float("-inf"))
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[valid]
         own = places_in_pool(torch.cat([event_items, safe], 1), item_ids, pool_ids, part).flatten(1)

@@ -63,8 +63,8 @@ class Neighbours(Protocol):
 def choose_kind(size: int, dimension: int, memory_gib: float) -> str:
     """The kind for `size` items: by size, and if that takes more than `memory_gib`, the best that does not.
 
-    A graph is only for who asks for one: at 10^6 it is built in 42 times the time of lists and takes four times their
-    memory, to be faster above a recall of .98 alone, and finds little among vectors without structure
+    A graph is only for who asks for one: at 10^6 it is built in 43 times the time of lists and takes four times their
+    memory, to be faster above a recall of .99 alone, and finds little among vectors without structure
     (docs/item-index.md).
 
     Raises:

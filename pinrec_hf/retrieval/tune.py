@@ -113,7 +113,8 @@ def tune(
 ) -> tuple[dict[str, Any], Frontier]:
     """Give the index the smallest setting that reaches `recall` with and without a filter, or the best there is.
 
-    A filter that half of the items pass is the one that costs most recall: where fewer pass, the search goes further.
+    A random half stands for filters: the search goes as much further as fewer items pass, and where that was measured,
+    fewer than half cost less recall.
 
     Returns:
         The point that was chosen, and the frontier.

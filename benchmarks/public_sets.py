@@ -138,6 +138,11 @@ def stopped_by_the_clock(plan: dict[str, Any]) -> dict[str, Any]:
     return {**plan, **{which: {**plan[which], **plan["quick"].get(which, {})} for which in ("config", "arguments")}}
 
 
+def columns_of(plan: dict[str, Any], asked: list[str]) -> list[str]:
+    """`defaults` only where a plan sets anything: elsewhere that is `hidden`."""
+    return [column for column in asked if column != "defaults" or plan.get("arguments") or plan.get("config")]
+
+
 def mean(runs: list[dict[str, Any]], where: str, metric: str) -> float:
     return sum(r[where][metric] for r in runs) / len(runs)
 
@@ -161,9 +166,7 @@ def row(name: str, minutes: float | None, columns: list[str]) -> None:
             "met": None if target is None else value >= target,
         }], plan["seeds"][:1])  # fmt: skip
         return
-    for column in columns:
-        if column == "defaults" and not plan["arguments"] and not plan["config"]:
-            continue  # the column `hidden` already
+    for column in columns_of(plan, columns):
         seeds = plan["seeds"][:1] if column in ("known", "ids", "defaults") else plan["seeds"]
         own = {"known": {**plan, "config": {**plan["config"], **plan["known"]}}, "defaults": {}}.get(column, plan)
         read = ids_alone(name, log, items, name=name, license=public.license) if column == "ids" else data
@@ -243,7 +246,7 @@ def any_file(interactions: str, items: str, time_unit: str | None, minutes: floa
     log, table = pq.read_table(interactions), pq.read_table(items)
     data = prepared(work, log, table, name=name, time_unit=time_unit)
     ids = ids_alone(work, log, table, name=name, time_unit=time_unit) if "ids" in columns else data
-    for column in columns:
+    for column in columns_of({}, columns):
         run(name, ids if column == "ids" else data, {}, 0, minutes, column)
 
 

@@ -2,7 +2,8 @@
 
 Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. Kinds
 are `ivf`, the default at these sizes, and at 10^6 also `hnsw`. The setting is chosen on queries of its own, to reach
-the recall also where half of the items pass a filter. One thread, one query at a time; flat and the index take turns, so that neither finds its vectors in the cache.
+the recall also where half of the items pass a filter. One thread, one query at a time; flat and the index take turns,
+so that neither finds its vectors in the cache.
 Times are the thread's own (CPU), which leave out what else runs on the core; the wall's, which show waiting for the
 disk as well, are recorded beside.
 """

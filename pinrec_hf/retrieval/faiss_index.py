@@ -127,7 +127,7 @@ class FaissIndex:
             index = faiss.index_factory(width, f"IVF{lists},PQ{parts}x4fs", faiss.METRIC_L2)
             index.by_residual = kind == "ivfpq"  # 4 bits suffice without: one table a query, not one a list
             index.cp.max_points_per_centroid = SAMPLE
-            # from a random start codes stay so coarse that the candidates lack up to 5 % of the best (docs/item-index.md)
+            # from a random start codes stay so coarse that the candidates lack up to 5 % of the best items
             index.pq.cp.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
             index.pq.cp.max_points_per_centroid = 2_000
         radius = max(float(np.linalg.norm(block, axis=1).max()) for block in vectors.blocks())

@@ -1,8 +1,9 @@
-"""The index at size: 10^6 vectors against faiss flat, 10^7 in memory and time. `--rows 1e6` for the first alone.
+"""The index at size: 10^6 vectors against faiss flat, 10^7 in memory and time. `--rows 1e6 --kinds ivf` for some of it.
 
 Vectors of 64 dimensions, norms log-normal: `clustered` around 2,000 centres, or `hard`, without any structure. Kinds
 are `ivf`, the default at these sizes, and at 10^6 also `hnsw`. The setting is chosen on queries of its own, to reach
-the recall also where half of the items pass a filter. One thread, one query at a time; flat and the indexes take turns.
+the recall also where half of the items pass a filter. One thread, one query at a time; flat and the index take turns,
+so that neither finds its vectors in the cache.
 Times are the thread's own (CPU), which leave out what else runs on the core; the wall's, which show waiting for the
 disk as well, are recorded beside.
 """
@@ -31,12 +32,14 @@ KEYS = {"encoder_fingerprint": "benchmark", "catalogue_fingerprint": "benchmark"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=["1e6", "1e7"], default=["1e6", "1e7"])
-    rows = parser.parse_args().rows
+    parser.add_argument("--kinds", nargs="+", choices=["ivf", "hnsw"], default=["ivf", "hnsw"], help="of 10^6")
+    args = parser.parse_args()
     faiss.omp_set_num_threads(1)
-    if "1e6" in rows:
+    if "1e6" in args.rows:
         for name in ("clustered", "hard"):
-            record("index", [against_flat(name)], [SEED])
-    if "1e7" in rows:
+            for kind in args.kinds:
+                record("index", [against_flat(name, kind)], [SEED])
+    if "1e7" in args.rows:
         record("index", [at_size()], [SEED])
 
 
@@ -85,14 +88,12 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def against_flat(name: str) -> dict[str, Any]:
+def against_flat(name: str, kind: str) -> dict[str, Any]:
     items, tuning, queries = vectors(name, 1_000_000)
-    indexes, figures = {}, {}
-    for kind in ("ivf", "hnsw"):
-        indexes[kind], figures[kind] = built(items, tuning, queries, RUNS / "index" / f"{name}-{kind}", kind, 0.95)
+    index, figures = built(items, tuning, queries, RUNS / "index" / f"{name}-{kind}", kind, 0.95)
     flat = faiss.IndexFlatIP(DIMENSION)
     flat.add(items)
-    searches = {"flat": flat.search, **{kind: index.search for kind, index in indexes.items()}}
+    searches = {"flat": flat.search, kind: index.search}
     clocks = {"cpu": time.thread_time, "wall": time.perf_counter}
     medians: dict[str, list[float]] = {f"{who}_{clock}_ms": [] for who in searches for clock in clocks}
     for part in np.array_split(queries, ROUNDS):
@@ -106,13 +107,13 @@ def against_flat(name: str) -> dict[str, Any]:
         for key, times in seconds.items():
             medians[key].append(1000 * float(np.median(times)))
     took = {key: float(np.median(times)) for key, times in medians.items()}
-    faster = {kind: took["flat_cpu_ms"] / took[f"{kind}_cpu_ms"] for kind in indexes}
-    chosen = choose_kind(len(items), DIMENSION, 8)  # what a user gets
+    faster = took["flat_cpu_ms"] / took[f"{kind}_cpu_ms"]
+    default = choose_kind(len(items), DIMENSION, 8) == kind  # what a user gets, whom the target is for
     return {
-        "claim": f"search, 10^6 x 64 {name} vectors, recall@100 >= .95, one thread, against faiss flat",
-        "target": ">= 10 x faster",
-        "value": {"times_faster": faster, "default": chosen, **took, **figures},
-        "met": faster[chosen] >= 10 and figures[chosen]["recall"] >= 0.95,
+        "claim": f"search, 10^6 x 64 {name} vectors, recall@100 >= .95, one thread, against faiss flat: {kind}",
+        "target": ">= 10 x faster" if default else "none",
+        "value": {"times_faster": faster, **took, **figures},
+        "met": faster >= 10 and figures["recall"] >= 0.95 if default else None,
     }
 
 

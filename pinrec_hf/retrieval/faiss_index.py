@@ -2,8 +2,8 @@
 
     flat    all vectors, exactly                              4 d bytes an item
     hnsw    a graph over vectors of 8 bits a dimension        d + 290
-    ivf     lists of vectors of 8 bits a dimension            d + 24
-    ivfpq   lists of product-quantised vectors, 2 bits        d / 4 + 9
+    ivf     lists of vectors of 4 bits a dimension            d / 2 + 25
+    ivfpq   lists of product-quantised vectors, 2 bits        d / 4 + 26
 
 All but flat search items lifted onto a sphere, and give more than they are asked for, for the caller to score exactly.
 """
@@ -23,7 +23,7 @@ from pinrec_hf.retrieval.vectors import ItemVectors
 
 KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 FLAT_LIMIT = 100_000
-REFINE = {"flat": 1, "hnsw": 2, "ivf": 2, "ivfpq": 10}  # candidates for each item asked for
+REFINE = {"flat": 1, "hnsw": 2, "ivf": 5, "ivfpq": 10}  # candidates for each item asked for
 SAMPLE = 64  # items a list to train on
 
 # From 1.15 faiss holds queries x dimension against this. Its 128,000 keeps a batch of requests off the matrix product,
@@ -63,9 +63,8 @@ class Neighbours(Protocol):
 def choose_kind(size: int, dimension: int, memory_gib: float) -> str:
     """The kind for `size` items: by size, and if that takes more than `memory_gib`, the best that does not.
 
-    A graph is only for who asks for one: at 10^6 it is built in 43 times the time of lists and takes four times their
-    memory, to be faster above a recall of .99 alone, and finds little among vectors without structure
-    (docs/item-index.md).
+    A graph is only for who asks for one: it is built in many times the time of lists, takes six times their memory and
+    finds little among vectors without structure (docs/item-index.md).
 
     Raises:
         ValueError: none fits.
@@ -82,12 +81,12 @@ def choose_kind(size: int, dimension: int, memory_gib: float) -> str:
 def item_bytes(kind: str, dimension: int) -> int:
     """Memory an item, its row and tombstone included; vectors on disk are not."""
     width = _width(kind, dimension)
-    return 17 + {"flat": 4 * width, "hnsw": width + 270, "ivf": width + 8, "ivfpq": width // 4 + 9}[kind]
+    return 17 + {"flat": 4 * width, "hnsw": width + 270, "ivf": -(-width // 2) + 8, "ivfpq": width // 4 + 9}[kind]
 
 
 def _width(kind: str, dimension: int) -> int:
     """One more for lifting, and up to what the codes' vector instructions take: 16 at a time, pairs."""
-    multiple = {"flat": 0, "hnsw": 16, "ivf": 16, "ivfpq": 2}[kind]
+    multiple = {"flat": 0, "hnsw": 16, "ivf": 1, "ivfpq": 2}[kind]
     return dimension if multiple == 0 else -(-(dimension + 1) // multiple) * multiple
 
 
@@ -123,9 +122,13 @@ class FaissIndex:
             index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_8bit, 32, faiss.METRIC_L2)
             index.hnsw.efConstruction = 200
         else:
-            codes = "SQ8" if kind == "ivf" else f"PQ{width // 2}x4fs"
-            index = faiss.index_factory(width, f"IVF{lists},{codes}", faiss.METRIC_L2)
+            parts = width if kind == "ivf" else width // 2  # of 4 bits each
+            index = faiss.index_factory(width, f"IVF{lists},PQ{parts}x4fs", faiss.METRIC_L2)
+            index.by_residual = kind == "ivfpq"  # 4 bits suffice without: one table a query, not one a list
             index.cp.max_points_per_centroid = SAMPLE
+            # from a random start codes stay so coarse that the candidates lack up to 5 % of the best items
+            index.pq.cp.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+            index.pq.cp.max_points_per_centroid = 2_000
         radius = max(float(np.linalg.norm(block, axis=1).max()) for block in vectors.blocks())
         built = cls(index, kind=kind, dimension=dimension, radius=radius, outside=(), setting=None)
         if kind != "flat":
@@ -158,7 +161,7 @@ class FaissIndex:
         if self.kind == "flat":
             return []
         # a graph is searched for no fewer candidates than `search` fetches for the 100 that tuning asks for
-        first, most = ((400, 600), 12_800) if self.kind == "hnsw" else ((8, 12), self._index.nlist)
+        first, most = ((400, 600), 12_800) if self.kind == "hnsw" else ((8, 10, 12, 14), self._index.nlist)
         return sorted({most, *(step << i for i in range(14) for step in first if step << i < most)})
 
     def add(self, vectors: np.ndarray) -> None:

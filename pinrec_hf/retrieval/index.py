@@ -148,10 +148,11 @@ class ItemIndex:
         found = self._candidates(queries, fetch, passing)
         hidden = np.zeros(len(passing.mask), dtype=bool)  # from one query's exclusions; a set would be slower
         for i, without in enumerate(excluded):
-            hidden[without] = True
             candidates = found[i, found[i] >= 0]
-            candidates = candidates[~hidden[candidates]]
-            hidden[without] = False
+            if len(without):
+                hidden[without] = True
+                candidates = candidates[~hidden[candidates]]
+                hidden[without] = False
             remaining = min(k, passing.count - len(without))
             if len(candidates) < remaining:  # more exclusions than were fetched, or lists that held too few
                 candidates = np.setdiff1d(passing.places, without, assume_unique=True)

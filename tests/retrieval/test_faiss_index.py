@@ -50,8 +50,8 @@ def recall(found, items, queries, k, places=None):
 
 def test_kind_by_size_and_memory():
     assert [choose_kind(n, 64, 8) for n in (100_000, 100_001, 10_000_000)] == ["flat", "ivf", "ivf"]
-    assert [choose_kind(10_000_000, 64, gib) for gib in (2, 0.5)] == ["ivf", "ivfpq"]
-    assert choose_kind(1_000_000, 64, 0.2) == "ivf"
+    assert [choose_kind(10_000_000, 64, gib) for gib in (1, 0.5)] == ["ivf", "ivfpq"]
+    assert choose_kind(1_000_000, 64, 0.1) == "ivf"
     assert choose_kind(50_000, 64, 0.01) == "ivf"
     with pytest.raises(ValueError, match=r"10,000,000 items need 0.39 GiB, memory_gib is 0.1; raise it"):
         choose_kind(10_000_000, 64, 0.1)

@@ -1,8 +1,8 @@
 """The approximate search behind `ItemIndex`, by faiss on this machine.
 
     flat    all vectors, exactly                              4 d bytes an item
-    hnsw    a graph over vectors of 8 bits a dimension        d + 290
-    ivf     lists of vectors of 4 bits a dimension            d / 2 + 25
+    hnsw    a graph over vectors of 8 bits a dimension        d + 290 to 305
+    ivf     lists of vectors of 4 bits a dimension            d / 2 + 26
     ivfpq   lists of product-quantised vectors, 2 bits        d / 4 + 26
 
 All but flat search items lifted onto a sphere, and give more than they are asked for, for the caller to score exactly.
@@ -63,7 +63,7 @@ class Neighbours(Protocol):
 def choose_kind(size: int, dimension: int, memory_gib: float) -> str:
     """The kind for `size` items: by size, and if that takes more than `memory_gib`, the best that does not.
 
-    A graph is only for who asks for one: it is built in many times the time of lists, takes six times their memory and
+    A graph is only for who asks for one: it is built in many times the time of lists, takes six to eight times their memory and
     finds little among vectors without structure (docs/item-index.md).
 
     Raises:

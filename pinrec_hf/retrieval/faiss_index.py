@@ -133,6 +133,7 @@ class FaissIndex:
         built = cls(index, kind=kind, dimension=dimension, radius=radius, outside=(), setting=None)
         if kind != "flat":
             sample = np.random.default_rng(0).permutation(size)[: max(SAMPLE * lists, 10_000)]
+            sample = np.resize(sample, max(len(sample), 16))  # codes of 4 bits want so many, repeated or not
             index.train(built._sphere.items(vectors[np.sort(sample)]))
         for block in vectors.blocks():
             built.add(block)

@@ -492,7 +492,7 @@ def small(ids, **fields):
     return PinRecModel(config), tokenizer
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
 @pytest.mark.parametrize("ids_", [["only"], [7]])
 def test_a_catalogue_of_one_item(ids_, kind):
     retriever = PinRecRetriever.build(*small(ids_), kind=kind)

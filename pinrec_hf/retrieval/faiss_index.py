@@ -63,8 +63,8 @@ class Neighbours(Protocol):
 def choose_kind(size: int, dimension: int, memory_gib: float) -> str:
     """The kind for `size` items: by size, and if that takes more than `memory_gib`, the best that does not.
 
-    A graph is only for who asks for one: it is built in many times the time of lists, takes six to eight times their memory and
-    finds little among vectors without structure (docs/item-index.md).
+    A graph is only for who asks for one: it is built in many times the time of lists, takes six to eight times their
+    memory and finds little among vectors without structure (docs/item-index.md).
 
     Raises:
         ValueError: none fits.

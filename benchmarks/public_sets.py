@@ -9,7 +9,7 @@
 Settings lie in benchmarks/public.yaml; they were chosen on the validation item (docs/experiments.md). The test item is
 read once, by the final model. Columns (`--column`): the target's time hidden; known; hidden with item ids alone (no
 titles, no features); hidden with a model that, all choices made, was trained once more on all but the test item, as
-HSTU's public code does and SASRec's does not; hidden with what a newcomer gets, where the plan sets anything.
+HSTU's public code does and SASRec's does not; hidden without the settings of the plan, where it has any.
 Models and prepared data lie in runs/benchmark/.
 """
 
@@ -51,7 +51,7 @@ COLUMNS = {
     "known": "target's time known",
     "ids": "target's time hidden, item ids alone",
     "refit": "target's time hidden, refitted on all but the test item",
-    "defaults": "target's time hidden, nothing set by hand",
+    "defaults": "target's time hidden, without the plan's settings",
 }
 
 
